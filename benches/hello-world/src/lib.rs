@@ -1,0 +1,1 @@
+//! hello-world: to be filled in.

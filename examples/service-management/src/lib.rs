@@ -1,0 +1,1 @@
+//! service-management: to be filled in.

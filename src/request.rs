@@ -1,0 +1,67 @@
+//! A request as the filter sees it: bytes that somebody sent.
+//!
+//! Apart from [`crate::host`] so that every room can read requests without
+//! knowing where they came from. Nothing in a request is assumed to be UTF-8:
+//! Envoy hands on header values with any byte.
+
+/// The headers of one request, in order, with lower-case names (Envoy lowers them).
+///
+/// Borrowed from one buffer: the header map is fetched once per request.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers<'a> {
+    /// Name and value pairs, as bytes.
+    pub pairs: &'a [(&'a [u8], &'a [u8])],
+}
+
+impl<'a> Headers<'a> {
+    /// The first header of this lower-case name.
+    #[must_use]
+    pub fn first(&self, name: &[u8]) -> Option<&'a [u8]> {
+        self.pairs
+            .iter()
+            .find(|(candidate, _)| *candidate == name)
+            .map(|(_, value)| *value)
+    }
+
+    /// Every header of this lower-case name, in order.
+    pub fn all(&self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        self.pairs
+            .iter()
+            .filter(move |(candidate, _)| *candidate == name)
+            .map(|(_, value)| *value)
+    }
+}
+
+/// What a decision about a request needs of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// `:method`, as sent.
+    pub method: &'a [u8],
+    /// `:authority`, as sent: host, perhaps with a port.
+    pub authority: &'a [u8],
+    /// `:path` as Envoy forwards it, query included.
+    pub target: &'a [u8],
+    /// All headers, pseudo-headers included.
+    pub headers: Headers<'a>,
+}
+
+impl<'a> Request<'a> {
+    /// The path without the query.
+    #[must_use]
+    pub fn path(&self) -> &'a [u8] {
+        self.target
+            .split(|byte| *byte == b'?')
+            .next()
+            .unwrap_or_default()
+    }
+
+    /// The query without its `?`; empty if there is none.
+    #[must_use]
+    pub fn query(&self) -> &'a [u8] {
+        self.target
+            .iter()
+            .position(|byte| *byte == b'?')
+            .and_then(|mark| self.target.get(mark.saturating_add(1)..))
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,1 @@
+//! tollgate-end-to-end: to be filled in.

@@ -1,0 +1,1 @@
+//! tollgate-fake-host: to be filled in.

@@ -1,0 +1,1 @@
+//! tollgate-harness: to be filled in.

@@ -1,0 +1,2 @@
+//! The one entry point for every command of this repository.
+fn main() {}
