@@ -139,6 +139,12 @@ impl Kind {
             Self::UserKey => 1,
         }
     }
+
+    /// The kind of that byte, if there is one.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        (code == Self::UserKey.code()).then_some(Self::UserKey)
+    }
 }
 
 impl<'a> Credential<'a> {
