@@ -2,7 +2,10 @@
 //! the request pass. `cargo xtask bench` measures Tollgate beside it, so it is written
 //! the way the SDK's own examples are, with nothing tuned. It stands apart from
 //! Tollgate's crate because a module has only one set of `proxy_on_*` exports.
-#![allow(missing_docs, reason = "`proxy_wasm::main!` makes a public function without documentation")]
+#![allow(
+    missing_docs,
+    reason = "`proxy_wasm::main!` makes a public function without documentation"
+)]
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType, LogLevel};
