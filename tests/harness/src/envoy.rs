@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What to start. Start from `EnvoyOptions::default()`.
 #[derive(Clone)]
 pub struct EnvoyOptions {
+    /// Envoy's executable; `None` takes the path in `ENVOY`.
+    pub executable: Option<PathBuf>,
     /// The shipped configuration to start from.
     pub base: Base,
     /// The filter's configuration.
@@ -55,6 +57,7 @@ pub struct EnvoyOptions {
 impl Default for EnvoyOptions {
     fn default() -> Self {
         Self {
+            executable: None,
             base: Base::default(),
             plugin: Plugin::default(),
             module: None,
@@ -93,14 +96,17 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts Envoy (the executable that `ENVOY` names) and waits until it serves.
+    /// Starts Envoy and waits until it serves.
     /// Errors carry the end of its log.
     pub async fn start(options: EnvoyOptions) -> Result<Self> {
-        let executable = variable("ENVOY")?;
+        let executable = match options.executable {
+            Some(path) => path,
+            None => variable("ENVOY")?,
+        };
         let module = match (&options.module, &options.filters) {
             (Some(module), _) => Some(module.clone()),
             (None, Some(_)) => None,
-            (None, None) => Some(PathBuf::from(variable("TOLLGATE_WASM")?)),
+            (None, None) => Some(variable("TOLLGATE_WASM")?),
         };
         if let Some(module) = &module {
             ensure!(
@@ -147,7 +153,7 @@ impl Envoy {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("starting Envoy from {}", Path::new(&executable).display()))?;
+            .with_context(|| format!("starting Envoy from {}", executable.display()))?;
         // From here on, dropping ends the process.
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut envoy = Self {
@@ -443,9 +449,10 @@ fn count(stats: &BTreeMap<String, u64>, name: &str) -> u64 {
     stats.get(name).copied().unwrap_or_default()
 }
 
-fn variable(name: &str) -> Result<std::ffi::OsString> {
+fn variable(name: &str) -> Result<PathBuf> {
     std::env::var_os(name)
         .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
         .with_context(|| {
             format!("the environment variable {name} is not set: run cargo xtask test")
         })
