@@ -19,8 +19,20 @@ pub struct Load {
     pub broken: u64,
 }
 
+impl Load {
+    pub fn requests_per_second(&self) -> f64 {
+        self.requests as f64 * 1e6 / self.microseconds as f64
+    }
+}
+
 /// Runs `wrk` against `url` with the header `x-api-key: <key>`.
-pub async fn load(wrk: &Path, url: &str, key: &str, connections: u32, seconds: u32) -> Result<Load> {
+pub async fn load(
+    wrk: &Path,
+    url: &str,
+    key: &str,
+    connections: u32,
+    seconds: u32,
+) -> Result<Load> {
     let script = tempfile::NamedTempFile::with_suffix(".lua")?;
     std::fs::write(script.path(), SCRIPT)?;
     let output = Command::new(wrk)
@@ -42,9 +54,19 @@ pub async fn load(wrk: &Path, url: &str, key: &str, connections: u32, seconds: u
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    let line = text.lines().find(|line| line.starts_with('{')).with_context(|| format!("wrk printed {text}"))?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with('{'))
+        .with_context(|| format!("wrk printed {text}"))?;
     let load: Load = serde_json::from_str(line)?;
-    ensure!(load.broken == 0, "{} requests to {url} were not answered", load.broken);
-    ensure!(load.requests > 0 && load.microseconds > 0, "no requests were made to {url}");
+    ensure!(
+        load.broken == 0,
+        "{} requests to {url} were not answered",
+        load.broken
+    );
+    ensure!(
+        load.requests > 0 && load.microseconds > 0,
+        "no requests were made to {url}"
+    );
     Ok(load)
 }

@@ -41,12 +41,15 @@ impl Args {
     fn variants(&self) -> Vec<Variant> {
         use clap::ValueEnum;
         let all = Variant::value_variants().iter().copied();
-        all.filter(|v| *v == Variant::None || self.variants.is_empty() || self.variants.contains(v)).collect()
+        all.filter(|v| *v == Variant::None || self.variants.is_empty() || self.variants.contains(v))
+            .collect()
     }
 
     /// Whether Tollgate's module is measured, so that it must be built.
     pub fn needs_tollgate(&self) -> bool {
-        self.variants().iter().any(|v| matches!(v, Variant::Unlimited | Variant::Limited))
+        self.variants()
+            .iter()
+            .any(|v| matches!(v, Variant::Unlimited | Variant::Limited))
     }
 
     /// Whether the hello-world module is measured, so that it must be built.
@@ -70,7 +73,10 @@ pub struct Tools {
 
 /// Measures and prints the results to stdout, progress to stderr.
 pub fn run(args: &Args, tools: &Tools) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let results = runtime.block_on(measure(args, tools))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
@@ -112,6 +118,9 @@ struct Contender {
 
 struct Round {
     cpu_us_per_request: f64,
+    /// Share of one core that Envoy used. Well below 1, it waited for the machine, the load
+    /// generator or the upstream, and a request costs it a little more.
+    busy: f64,
     load: Load,
 }
 
@@ -124,7 +133,11 @@ async fn measure(args: &Args, tools: &Tools) -> Result<Results> {
             .start(tools, upstream.address(), service_management)
             .await
             .with_context(|| format!("variant {}", variant.name()))?;
-        contenders.push(Contender { variant, envoy, rounds: Vec::new() });
+        contenders.push(Contender {
+            variant,
+            envoy,
+            rounds: Vec::new(),
+        });
     }
     // The first round warms up: connections, caches, and the answers that Tollgate asks for.
     for round in 0..=args.rounds {
@@ -133,12 +146,17 @@ async fn measure(args: &Args, tools: &Tools) -> Result<Results> {
             // Each variant has each place in the order equally often.
             let contender = &mut contenders[(turn + round as usize) % count];
             let figures = contender.round(args, tools).await?;
-            let label = if round == 0 { "warm-up".to_owned() } else { format!("round {round}/{}", args.rounds) };
+            let label = if round == 0 {
+                "warm-up".to_owned()
+            } else {
+                format!("round {round}/{}", args.rounds)
+            };
             eprintln!(
-                "{label:>11}  {:<10} {:6.2} µs of CPU a request, {:6} requests/s",
+                "{label:>11}  {:<10} {:6.2} µs of CPU a request, {:6.0} requests/s, Envoy {:.0}% busy",
                 contender.variant.name(),
                 figures.cpu_us_per_request,
-                figures.load.requests * 1_000_000 / figures.load.microseconds
+                figures.load.requests_per_second(),
+                figures.busy * 100.0
             );
             if round > 0 {
                 contender.rounds.push(figures);
@@ -150,7 +168,10 @@ async fn measure(args: &Args, tools: &Tools) -> Result<Results> {
         .filter(|c| c.variant == Variant::None)
         .flat_map(|c| c.rounds.iter().map(|r| r.cpu_us_per_request))
         .collect();
-    let variants = contenders.iter().map(|c| c.figures(&base, tools)).collect::<Result<_>>()?;
+    let variants = contenders
+        .iter()
+        .map(|c| c.figures(&base, tools))
+        .collect::<Result<_>>()?;
     Ok(Results { variants })
 }
 
@@ -159,31 +180,60 @@ impl Contender {
         let url = format!("{}/v1/orders", self.envoy.url());
         let stats_before = self.envoy.stats("").await?;
         let cpu_before = self.envoy.cpu_time()?;
-        let load = load(&tools.wrk, &url, self.variant.key(), args.connections, args.seconds).await?;
+        let load = load(
+            &tools.wrk,
+            &url,
+            self.variant.key(),
+            args.connections,
+            args.seconds,
+        )
+        .await?;
         let cpu = self.envoy.cpu_time()?.saturating_sub(cpu_before);
         let stats_after = self.envoy.stats("").await?;
         // Envoy's count: wrk leaves out what is under way when it stops.
         let answered = "http.ingress.downstream_rq_2xx";
-        let requests = variant::get(&stats_after, answered).saturating_sub(variant::get(&stats_before, answered));
+        let requests = variant::get(&stats_after, answered)
+            .saturating_sub(variant::get(&stats_before, answered));
         ensure!(
             requests >= load.requests,
             "{}: {} requests were made, {requests} were answered with 2xx",
             self.variant.name(),
             load.requests
         );
-        self.variant.prove(&stats_before, &stats_after, requests, args.connections.into())?;
-        Ok(Round { cpu_us_per_request: cpu.as_secs_f64() * 1e6 / requests as f64, load })
+        self.variant.prove(
+            &stats_before,
+            &stats_after,
+            requests,
+            args.connections.into(),
+        )?;
+        Ok(Round {
+            cpu_us_per_request: cpu.as_secs_f64() * 1e6 / requests as f64,
+            busy: cpu.as_secs_f64() * 1e6 / load.microseconds as f64,
+            load,
+        })
     }
 
     fn figures(&self, base: &[f64], tools: &Tools) -> Result<Figures> {
-        let over = |figure: &dyn Fn(&Round) -> f64| median(self.rounds.iter().map(figure).collect());
-        let module_bytes =
-            self.variant.module(tools).map(|path| std::fs::metadata(path).map(|m| m.len())).transpose()?;
+        let over =
+            |figure: &dyn Fn(&Round) -> f64| median(self.rounds.iter().map(figure).collect());
+        let module_bytes = self
+            .variant
+            .module(tools)
+            .map(|path| std::fs::metadata(path).map(|m| m.len()))
+            .transpose()?;
         Ok(Figures {
             name: self.variant.name(),
             cpu_us_per_request: over(&|r| r.cpu_us_per_request),
-            added_cpu_us: median(self.rounds.iter().zip(base).map(|(r, b)| r.cpu_us_per_request - b).collect()),
-            requests_per_second: over(&|r| r.load.requests as f64 * 1e6 / r.load.microseconds as f64),
+            added_cpu_us: median(
+                self.rounds
+                    .iter()
+                    .zip(base)
+                    .map(|(r, b)| r.cpu_us_per_request - b)
+                    .collect(),
+            ),
+            requests_per_second: over(&|r| {
+                r.load.requests as f64 * 1e6 / r.load.microseconds as f64
+            }),
             p50_ms: over(&|r| r.load.p50_us as f64 / 1e3),
             p99_ms: over(&|r| r.load.p99_us as f64 / 1e3),
             rss_mib: self.envoy.rss_mib()?,
@@ -195,19 +245,40 @@ impl Contender {
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     let middle = figures.len() / 2;
-    if figures.len() % 2 == 1 { figures[middle] } else { (figures[middle - 1] + figures[middle]) / 2.0 }
+    if figures.len() % 2 == 1 {
+        figures[middle]
+    } else {
+        (figures[middle - 1] + figures[middle]) / 2.0
+    }
 }
 
 fn print_table(results: &Results) {
     println!(
         "{:<10} {:>10} {:>9} {:>11} {:>8} {:>8} {:>8} {:>10}",
-        "variant", "CPU µs/req", "added µs", "requests/s", "p50 ms", "p99 ms", "RSS MiB", "module KiB"
+        "variant",
+        "CPU µs/req",
+        "added µs",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "RSS MiB",
+        "module KiB"
     );
     for v in &results.variants {
-        let module = v.module_bytes.map(|bytes| (bytes / 1024).to_string()).unwrap_or_default();
+        let module = v
+            .module_bytes
+            .map(|bytes| (bytes / 1024).to_string())
+            .unwrap_or_default();
         println!(
             "{:<10} {:>10.2} {:>9.2} {:>11.0} {:>8.2} {:>8.2} {:>8.1} {:>10}",
-            v.name, v.cpu_us_per_request, v.added_cpu_us, v.requests_per_second, v.p50_ms, v.p99_ms, v.rss_mib, module
+            v.name,
+            v.cpu_us_per_request,
+            v.added_cpu_us,
+            v.requests_per_second,
+            v.p50_ms,
+            v.p99_ms,
+            v.rss_mib,
+            module
         );
     }
 }

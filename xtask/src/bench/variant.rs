@@ -56,7 +56,12 @@ impl Variant {
     }
 
     /// Starts its Envoy. `service_management` is where Tollgate asks.
-    pub async fn start(self, tools: &Tools, upstream: SocketAddr, service_management: SocketAddr) -> Result<Envoy> {
+    pub async fn start(
+        self,
+        tools: &Tools,
+        upstream: SocketAddr,
+        service_management: SocketAddr,
+    ) -> Result<Envoy> {
         let filters = match self {
             Self::None => Some(Vec::new()),
             Self::Hello => Some(vec![wasm_filter("hello", &tools.hello)]),
@@ -85,14 +90,24 @@ impl Variant {
     ) -> Result<()> {
         let rose = |name: &str| get(after, name).saturating_sub(get(before, name));
         let all = rose("http.ingress.downstream_rq_completed");
-        ensure!(all == requests, "{}: of {all} requests, {requests} were answered with 200", self.name());
+        ensure!(
+            all == requests,
+            "{}: of {all} requests, {requests} were answered with 200",
+            self.name()
+        );
         let counters: &[&str] = match self {
             Self::None => &[],
             Self::Hello => {
-                ensure!(get(after, "wasm.envoy.wasm.runtime.v8.active") > 0, "hello: no module is loaded");
+                ensure!(
+                    get(after, "wasm.envoy.wasm.runtime.v8.active") > 0,
+                    "hello: no module is loaded"
+                );
                 &[]
             }
-            Self::Native => &["http.ingress.api_key_auth.allowed", "native.http_local_rate_limit.ok"],
+            Self::Native => &[
+                "http.ingress.api_key_auth.allowed",
+                "native.http_local_rate_limit.ok",
+            ],
             Self::Unlimited | Self::Limited => &[super::backend::ADMITTED],
         };
         for counter in counters {
