@@ -1,2 +1,58 @@
-//! The one entry point for every command of this repository.
-fn main() {}
+//! The one entry point for every command of this repository: `cargo xtask <command>`.
+//!
+//! A command first sets up what it needs and is missing on this machine, saying
+//! so in one line per step, and is silent about what is there. Each command is a
+//! module of [`commands`]; what commands share stands beside it.
+
+mod commands;
+mod process;
+mod tools;
+mod wasm;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+use commands::{bench, build, lint, setup, test};
+
+/// Builds, tests and checks Tollgate.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install everything that any command needs and this machine lacks.
+    Setup,
+    /// Build target/tollgate.wasm and check what it imports and exports.
+    Build(build::Arguments),
+    /// Run every test: native, wasm32, the module, Envoy end to end.
+    Test(test::Arguments),
+    /// Measure what the filter costs, beside others, in one run.
+    Bench(bench::Arguments),
+    /// Check format, clippy, documentation, dependencies and the ban on panics.
+    Lint,
+}
+
+fn main() -> anyhow::Result<()> {
+    match CommandLine::parse().command {
+        Command::Setup => setup::run(),
+        Command::Build(arguments) => build::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Lint => lint::run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+}

@@ -8,18 +8,23 @@ mod backend;
 mod load;
 mod variant;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use tollgate_harness::Envoy;
+use tollgate_harness::{Envoy, EnvoyOptions};
 
 use load::{Load, load};
-pub use variant::Variant;
+use variant::Variant;
 
-/// What the command line says.
-#[derive(Debug, clap::Args)]
-pub struct Args {
+use super::build::{build_filter, build_module};
+use crate::tools::{envoy::envoy_path, wrk::wrk_path};
+
+/// Arguments of the command.
+#[derive(clap::Args)]
+pub struct Arguments {
     /// Print the results as JSON
     #[arg(long)]
     json: bool,
@@ -37,48 +42,37 @@ pub struct Args {
     variants: Vec<Variant>,
 }
 
-impl Args {
+impl Arguments {
     fn variants(&self) -> Vec<Variant> {
         use clap::ValueEnum;
         let all = Variant::value_variants().iter().copied();
         all.filter(|v| *v == Variant::None || self.variants.is_empty() || self.variants.contains(v))
             .collect()
     }
-
-    /// Whether Tollgate's module is measured, so that it must be built.
-    pub fn needs_tollgate(&self) -> bool {
-        self.variants()
-            .iter()
-            .any(|v| matches!(v, Variant::Unlimited | Variant::Limited))
-    }
-
-    /// Whether the hello-world module is measured, so that it must be built.
-    pub fn needs_hello(&self) -> bool {
-        self.variants().contains(&Variant::Hello)
-    }
-}
-
-/// Paths of what the bench runs.
-#[derive(Debug)]
-pub struct Tools {
-    /// Envoy's executable.
-    pub envoy: PathBuf,
-    /// The load generator.
-    pub wrk: PathBuf,
-    /// Tollgate's module.
-    pub tollgate: PathBuf,
-    /// The hello-world module.
-    pub hello: PathBuf,
 }
 
 /// Measures and prints the results to stdout, progress to stderr.
-pub fn run(args: &Args, tools: &Tools) -> Result<()> {
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let (envoy, wrk) = (envoy_path()?, wrk_path()?);
+    let mut modules = BTreeMap::new();
+    for package in arguments
+        .variants()
+        .into_iter()
+        .filter_map(Variant::package)
+    {
+        if let Entry::Vacant(unbuilt) = modules.entry(package) {
+            unbuilt.insert(match package {
+                "tollgate" => build_filter()?,
+                other => build_module(other)?,
+            });
+        }
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let results = runtime.block_on(measure(args, tools))?;
-    if args.json {
+    let results = runtime.block_on(measure(arguments, &envoy, &wrk, &modules))?;
+    if arguments.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
         print_table(&results);
@@ -112,6 +106,7 @@ struct Figures {
 
 struct Contender {
     variant: Variant,
+    module: Option<PathBuf>,
     envoy: Envoy,
     rounds: Vec<Round>,
 }
@@ -124,32 +119,42 @@ struct Round {
     load: Load,
 }
 
-async fn measure(args: &Args, tools: &Tools) -> Result<Results> {
-    let upstream = variant::upstream(tools).await?;
+async fn measure(
+    arguments: &Arguments,
+    envoy: &Path,
+    wrk: &Path,
+    modules: &BTreeMap<&str, PathBuf>,
+) -> Result<Results> {
+    let upstream = variant::upstream(envoy).await?;
     let service_management = upstream.address();
     let mut contenders = Vec::new();
-    for variant in args.variants() {
-        let envoy = variant
-            .start(tools, upstream.address(), service_management)
-            .await
-            .with_context(|| format!("variant {}", variant.name()))?;
+    for variant in arguments.variants() {
+        let module = variant.package().and_then(|package| modules.get(package));
+        let options = variant.options(module.cloned(), upstream.address(), service_management);
+        let envoy = Envoy::start(EnvoyOptions {
+            executable: Some(envoy.to_owned()),
+            ..options
+        })
+        .await
+        .with_context(|| format!("variant {}", variant.name()))?;
         contenders.push(Contender {
             variant,
+            module: module.cloned(),
             envoy,
             rounds: Vec::new(),
         });
     }
     // The first round warms up: connections, caches, and the answers that Tollgate asks for.
-    for round in 0..=args.rounds {
+    for round in 0..=arguments.rounds {
         let count = contenders.len();
         for turn in 0..count {
             // Each variant has each place in the order equally often.
             let contender = &mut contenders[(turn + round as usize) % count];
-            let figures = contender.round(args, tools).await?;
+            let figures = contender.round(arguments, wrk).await?;
             let label = if round == 0 {
                 "warm-up".to_owned()
             } else {
-                format!("round {round}/{}", args.rounds)
+                format!("round {round}/{}", arguments.rounds)
             };
             eprintln!(
                 "{label:>11}  {:<10} {:6.2} µs of CPU a request, {:6.0} requests/s, Envoy {:.0}% busy",
@@ -170,22 +175,22 @@ async fn measure(args: &Args, tools: &Tools) -> Result<Results> {
         .collect();
     let variants = contenders
         .iter()
-        .map(|c| c.figures(&base, tools))
+        .map(|c| c.figures(&base))
         .collect::<Result<_>>()?;
     Ok(Results { variants })
 }
 
 impl Contender {
-    async fn round(&self, args: &Args, tools: &Tools) -> Result<Round> {
+    async fn round(&self, arguments: &Arguments, wrk: &Path) -> Result<Round> {
         let url = format!("{}/v1/orders", self.envoy.url());
         let stats_before = self.envoy.stats("").await?;
         let cpu_before = self.envoy.cpu_time()?;
         let load = load(
-            &tools.wrk,
+            wrk,
             &url,
             self.variant.key(),
-            args.connections,
-            args.seconds,
+            arguments.connections,
+            arguments.seconds,
         )
         .await?;
         let cpu = self.envoy.cpu_time()?.saturating_sub(cpu_before);
@@ -204,7 +209,7 @@ impl Contender {
             &stats_before,
             &stats_after,
             requests,
-            args.connections.into(),
+            arguments.connections.into(),
         )?;
         Ok(Round {
             cpu_us_per_request: cpu.as_secs_f64() * 1e6 / requests as f64,
@@ -213,12 +218,12 @@ impl Contender {
         })
     }
 
-    fn figures(&self, base: &[f64], tools: &Tools) -> Result<Figures> {
+    fn figures(&self, base: &[f64]) -> Result<Figures> {
         let over =
             |figure: &dyn Fn(&Round) -> f64| median(self.rounds.iter().map(figure).collect());
         let module_bytes = self
-            .variant
-            .module(tools)
+            .module
+            .as_ref()
             .map(|path| std::fs::metadata(path).map(|m| m.len()))
             .transpose()?;
         Ok(Figures {
@@ -231,9 +236,7 @@ impl Contender {
                     .map(|(r, b)| r.cpu_us_per_request - b)
                     .collect(),
             ),
-            requests_per_second: over(&|r| {
-                r.load.requests as f64 * 1e6 / r.load.microseconds as f64
-            }),
+            requests_per_second: over(&|r| r.load.requests_per_second()),
             p50_ms: over(&|r| r.load.p50_us as f64 / 1e3),
             p99_ms: over(&|r| r.load.p99_us as f64 / 1e3),
             rss_mib: self.envoy.rss_mib()?,

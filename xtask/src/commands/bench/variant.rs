@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use tollgate_harness::{Envoy, EnvoyOptions, connection_manager, wasm_filter};
-
-use super::Tools;
 
 /// In the order in which they are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -38,12 +37,12 @@ impl Variant {
         }
     }
 
-    /// The module that it loads.
-    pub fn module(self, tools: &Tools) -> Option<PathBuf> {
+    /// The package whose module it loads.
+    pub fn package(self) -> Option<&'static str> {
         match self {
             Self::None | Self::Native => None,
-            Self::Hello => Some(tools.hello.clone()),
-            Self::Unlimited | Self::Limited => Some(tools.tollgate.clone()),
+            Self::Hello => Some("hello-world"),
+            Self::Unlimited | Self::Limited => Some("tollgate"),
         }
     }
 
@@ -55,27 +54,27 @@ impl Variant {
         }
     }
 
-    /// Starts its Envoy. `service_management` is where Tollgate asks.
-    pub async fn start(
+    /// What its Envoy is started with. `module` is that of [`package`](Self::package);
+    /// Tollgate asks `service_management`.
+    pub fn options(
         self,
-        tools: &Tools,
+        module: Option<PathBuf>,
         upstream: SocketAddr,
         service_management: SocketAddr,
-    ) -> Result<Envoy> {
-        let filters = match self {
-            Self::None => Some(Vec::new()),
-            Self::Hello => Some(vec![wasm_filter("hello", &tools.hello)]),
-            Self::Native => Some(native()),
-            Self::Unlimited | Self::Limited => None,
+    ) -> EnvoyOptions {
+        let filters = match (self, &module) {
+            (Self::Unlimited | Self::Limited, _) => None,
+            (Self::Native, _) => Some(native()),
+            (Self::Hello, Some(module)) => Some(vec![wasm_filter("hello", module)]),
+            (Self::None | Self::Hello, _) => Some(Vec::new()),
         };
-        let options = EnvoyOptions {
-            module: self.module(tools),
+        EnvoyOptions {
+            module,
             filters,
             upstream: Some(upstream),
             service_management: Some(service_management),
-            ..quiet(tools)
-        };
-        Envoy::start(options).await
+            ..quiet()
+        }
     }
 
     /// Fails unless `requests` requests, all that were answered, went the way that the
@@ -124,7 +123,7 @@ impl Variant {
 
 /// The API behind all variants: an Envoy that replies itself. It costs the machine less
 /// than the proxies in front of it, and needs no optimized build of ours.
-pub async fn upstream(tools: &Tools) -> Result<Envoy> {
+pub async fn upstream(envoy: &Path) -> Result<Envoy> {
     let reply = |listener: &mut Value| {
         connection_manager(listener)["route_config"]["virtual_hosts"][0]["routes"] = json!([{
             "match": { "prefix": "/" },
@@ -132,16 +131,17 @@ pub async fn upstream(tools: &Tools) -> Result<Envoy> {
         }]);
     };
     Envoy::start(EnvoyOptions {
+        executable: Some(envoy.to_owned()),
         filters: Some(Vec::new()),
-        listener: Some(std::sync::Arc::new(reply)),
-        ..quiet(tools)
+        listener: Some(Arc::new(reply)),
+        ..quiet()
     })
     .await
 }
 
-fn quiet(tools: &Tools) -> EnvoyOptions {
+/// One worker, and nothing written while it works.
+fn quiet() -> EnvoyOptions {
     EnvoyOptions {
-        executable: Some(tools.envoy.clone()),
         concurrency: 1,
         access_log: false,
         log_level: "warning".into(),

@@ -1,0 +1,7 @@
+//! One module per command, each with a `run`.
+
+pub mod bench;
+pub mod build;
+pub mod lint;
+pub mod setup;
+pub mod test;
