@@ -12,7 +12,7 @@ mod workspace;
 
 use clap::{Parser, Subcommand};
 
-use commands::{build, lint, setup, test};
+use commands::{bench, build, lint, setup, test};
 
 /// Builds, tests and checks Tollgate.
 #[derive(Parser)]
@@ -30,6 +30,8 @@ enum Command {
     Build(build::Arguments),
     /// Run every test: native, wasm32, the module, Envoy end to end.
     Test(test::Arguments),
+    /// Measure what the filter costs, beside others, in one run.
+    Bench(bench::Arguments),
     /// Check format, clippy, documentation, dependencies and the ban on panics.
     Lint,
 }
@@ -39,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         Command::Setup => setup::run(),
         Command::Build(arguments) => build::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Lint => lint::run(),
     }
 }

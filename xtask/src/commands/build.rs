@@ -68,7 +68,7 @@ fn build(package: &str, check: impl FnOnce(&Interface) -> Result<()>) -> Result<
     let module = wasm::without_custom_sections(&linked)?;
     let path = workspace::target().join(&name);
     write_whole(&path, &module)?;
-    println!(
+    eprintln!(
         "{}: {} KiB, built by {} in {:.1} s",
         workspace::display(&path),
         module.len().div_ceil(1024),
@@ -83,7 +83,7 @@ fn check(interface: &Interface) -> Result<()> {
         .with_context(|| how_to_accept(IMPORTS))?;
     wasm::check_exports(&interface.exports, &read_list(EXPORTS)?)
         .with_context(|| how_to_accept(EXPORTS))?;
-    println!(
+    eprintln!(
         "imports: {} of the {} that are allowed; exports: {}, as listed",
         interface.imports.len(),
         interface.imports.len() + unused.len(),

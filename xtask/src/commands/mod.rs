@@ -1,5 +1,6 @@
 //! One module per command, each with a `run`.
 
+pub mod bench;
 pub mod build;
 pub mod lint;
 pub mod setup;

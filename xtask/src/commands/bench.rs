@@ -1,0 +1,298 @@
+//! `cargo xtask bench`: what Tollgate costs, beside no filter, a hello-world filter on the
+//! stock SDK and Envoy's native filters. All variants are measured in one run, in
+//! alternating rounds, because only figures of the same machine at the same time
+//! compare. The figure that counts is Envoy's CPU time per request; requests per second
+//! and latency depend on what else the machine does.
+
+mod backend;
+mod load;
+mod variant;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use tollgate_harness::{Envoy, EnvoyOptions};
+
+use load::{Load, load};
+use variant::Variant;
+
+use super::build::{build_filter, build_module};
+use crate::tools::{envoy::envoy_path, wrk::wrk_path};
+
+/// Arguments of the command.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Print the results as JSON
+    #[arg(long)]
+    json: bool,
+    /// Rounds for each variant
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Length of a round, in seconds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: u32,
+    /// Connections that are kept busy
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    connections: u32,
+    /// Only these; `none` is always measured, because the others are compared with it
+    #[arg(long, value_enum, value_delimiter = ',')]
+    variants: Vec<Variant>,
+}
+
+impl Arguments {
+    fn variants(&self) -> Vec<Variant> {
+        use clap::ValueEnum;
+        let all = Variant::value_variants().iter().copied();
+        all.filter(|v| *v == Variant::None || self.variants.is_empty() || self.variants.contains(v))
+            .collect()
+    }
+}
+
+/// Measures and prints the results to stdout, progress to stderr.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let (envoy, wrk) = (envoy_path()?, wrk_path()?);
+    let mut modules = BTreeMap::new();
+    for package in arguments
+        .variants()
+        .into_iter()
+        .filter_map(Variant::package)
+    {
+        if let Entry::Vacant(unbuilt) = modules.entry(package) {
+            unbuilt.insert(match package {
+                "tollgate" => build_filter()?,
+                other => build_module(other)?,
+            });
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let results = runtime.block_on(measure(arguments, &envoy, &wrk, &modules))?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        print_table(&results);
+    }
+    Ok(())
+}
+
+/// The JSON that is printed.
+#[derive(Debug, Serialize)]
+struct Results {
+    variants: Vec<Figures>,
+}
+
+/// Medians over the rounds.
+#[derive(Debug, Serialize)]
+struct Figures {
+    name: &'static str,
+    /// Envoy's CPU time, all threads, per request.
+    cpu_us_per_request: f64,
+    /// The above less that of `none` in the same round, so that what slows the whole
+    /// machine down for a while cancels out.
+    added_cpu_us: f64,
+    requests_per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// Envoy's resident memory after the last round.
+    rss_mib: f64,
+    /// Size of the module, if the variant has one.
+    module_bytes: Option<u64>,
+}
+
+struct Contender {
+    variant: Variant,
+    module: Option<PathBuf>,
+    envoy: Envoy,
+    rounds: Vec<Round>,
+}
+
+struct Round {
+    cpu_us_per_request: f64,
+    /// Share of one core that Envoy used. Well below 1, it waited for the machine, the load
+    /// generator or the upstream, and a request costs it a little more.
+    busy: f64,
+    load: Load,
+}
+
+async fn measure(
+    arguments: &Arguments,
+    envoy: &Path,
+    wrk: &Path,
+    modules: &BTreeMap<&str, PathBuf>,
+) -> Result<Results> {
+    let upstream = variant::upstream(envoy).await?;
+    let service_management = upstream.address();
+    let mut contenders = Vec::new();
+    for variant in arguments.variants() {
+        let module = variant.package().and_then(|package| modules.get(package));
+        let options = variant.options(module.cloned(), upstream.address(), service_management);
+        let envoy = Envoy::start(EnvoyOptions {
+            executable: Some(envoy.to_owned()),
+            ..options
+        })
+        .await
+        .with_context(|| format!("variant {}", variant.name()))?;
+        contenders.push(Contender {
+            variant,
+            module: module.cloned(),
+            envoy,
+            rounds: Vec::new(),
+        });
+    }
+    // The first round warms up: connections, caches, and the answers that Tollgate asks for.
+    for round in 0..=arguments.rounds {
+        let count = contenders.len();
+        for turn in 0..count {
+            // Each variant has each place in the order equally often.
+            let contender = &mut contenders[(turn + round as usize) % count];
+            let figures = contender.round(arguments, wrk).await?;
+            let label = if round == 0 {
+                "warm-up".to_owned()
+            } else {
+                format!("round {round}/{}", arguments.rounds)
+            };
+            eprintln!(
+                "{label:>11}  {:<10} {:6.2} µs of CPU a request, {:6.0} requests/s, Envoy {:.0}% busy",
+                contender.variant.name(),
+                figures.cpu_us_per_request,
+                figures.load.requests_per_second(),
+                figures.busy * 100.0
+            );
+            if round > 0 {
+                contender.rounds.push(figures);
+            }
+        }
+    }
+    let base: Vec<f64> = contenders
+        .iter()
+        .filter(|c| c.variant == Variant::None)
+        .flat_map(|c| c.rounds.iter().map(|r| r.cpu_us_per_request))
+        .collect();
+    let variants = contenders
+        .iter()
+        .map(|c| c.figures(&base))
+        .collect::<Result<_>>()?;
+    Ok(Results { variants })
+}
+
+impl Contender {
+    async fn round(&self, arguments: &Arguments, wrk: &Path) -> Result<Round> {
+        let url = format!("{}/v1/orders", self.envoy.url());
+        let stats_before = self.envoy.stats("").await?;
+        let cpu_before = self.envoy.cpu_time()?;
+        let load = load(
+            wrk,
+            &url,
+            self.variant.key(),
+            arguments.connections,
+            arguments.seconds,
+        )
+        .await?;
+        let cpu = self.envoy.cpu_time()?.saturating_sub(cpu_before);
+        let stats_after = self.envoy.stats("").await?;
+        // Envoy's count: wrk leaves out what is under way when it stops.
+        let answered = "http.ingress.downstream_rq_2xx";
+        let requests = variant::get(&stats_after, answered)
+            .saturating_sub(variant::get(&stats_before, answered));
+        ensure!(
+            requests >= load.requests,
+            "{}: {} requests were made, {requests} were answered with 2xx",
+            self.variant.name(),
+            load.requests
+        );
+        self.variant.prove(
+            &stats_before,
+            &stats_after,
+            requests,
+            arguments.connections.into(),
+        )?;
+        Ok(Round {
+            cpu_us_per_request: cpu.as_secs_f64() * 1e6 / requests as f64,
+            busy: cpu.as_secs_f64() * 1e6 / load.microseconds as f64,
+            load,
+        })
+    }
+
+    fn figures(&self, base: &[f64]) -> Result<Figures> {
+        let over =
+            |figure: &dyn Fn(&Round) -> f64| median(self.rounds.iter().map(figure).collect());
+        let module_bytes = self
+            .module
+            .as_ref()
+            .map(|path| std::fs::metadata(path).map(|m| m.len()))
+            .transpose()?;
+        Ok(Figures {
+            name: self.variant.name(),
+            cpu_us_per_request: over(&|r| r.cpu_us_per_request),
+            added_cpu_us: median(
+                self.rounds
+                    .iter()
+                    .zip(base)
+                    .map(|(r, b)| r.cpu_us_per_request - b)
+                    .collect(),
+            ),
+            requests_per_second: over(&|r| r.load.requests_per_second()),
+            p50_ms: over(&|r| r.load.p50_us as f64 / 1e3),
+            p99_ms: over(&|r| r.load.p99_us as f64 / 1e3),
+            rss_mib: self.envoy.rss_mib()?,
+            module_bytes,
+        })
+    }
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let middle = figures.len() / 2;
+    if figures.len() % 2 == 1 {
+        figures[middle]
+    } else {
+        (figures[middle - 1] + figures[middle]) / 2.0
+    }
+}
+
+fn print_table(results: &Results) {
+    println!(
+        "{:<10} {:>10} {:>9} {:>11} {:>8} {:>8} {:>8} {:>10}",
+        "variant",
+        "CPU µs/req",
+        "added µs",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "RSS MiB",
+        "module KiB"
+    );
+    for v in &results.variants {
+        let module = v
+            .module_bytes
+            .map(|bytes| (bytes / 1024).to_string())
+            .unwrap_or_default();
+        println!(
+            "{:<10} {:>10.2} {:>9.2} {:>11.0} {:>8.2} {:>8.2} {:>8.1} {:>10}",
+            v.name,
+            v.cpu_us_per_request,
+            v.added_cpu_us,
+            v.requests_per_second,
+            v.p50_ms,
+            v.p99_ms,
+            v.rss_mib,
+            module
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
+        assert_eq!(median(vec![4.0, 1.0, 100.0, 2.0]), 3.0);
+        assert_eq!(median(vec![9.0, 1.0, 2.0]), 2.0);
+    }
+}
