@@ -42,6 +42,8 @@ pub mod credentials;
 #[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
 pub mod host;
 pub mod mapping;
+pub mod moment;
 pub mod request;
 pub mod service_management;
+pub mod shared_data;
 pub mod usage;

@@ -112,7 +112,10 @@ impl Period {
             Self::Year => calendar(seconds, |date| {
                 let start = Date::from_calendar_date(date.year(), Month::January, 1).ok()?;
                 let next = date.year().checked_add(1)?;
-                Some((start, Date::from_calendar_date(next, Month::January, 1).ok()?))
+                Some((
+                    start,
+                    Date::from_calendar_date(next, Month::January, 1).ok()?,
+                ))
             }),
             Self::Eternity => Window {
                 start: 0,

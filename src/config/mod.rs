@@ -1,1 +1,142 @@
-//! To be filled in.
+//! The plugin's configuration: from bytes to settings that can be relied on.
+//!
+//! Apart from the rooms that use the settings so that everything that can be wrong
+//! with them is found here, once, when Envoy hands the configuration over; and is
+//! told with the field's path and what would be right. What comes out of
+//! [`Configuration::parse`] needs no more checks. `docs/configuration.md` is the
+//! reference for operators; a test loads every configuration in it.
+
+mod duration;
+mod error;
+mod exemption;
+mod hosts;
+mod secret;
+mod service;
+mod settings;
+mod shape;
+#[cfg(test)]
+mod tests;
+
+use error::Place;
+use hosts::{Entrant, HostTable};
+
+pub use error::{ConfigurationError, Problem};
+pub use exemption::{Exemption, ExemptionError};
+pub use hosts::{HostError, HostPattern};
+pub use secret::Secret;
+pub use service::Service;
+pub use settings::{
+    AuthorizationSettings, ReportingSettings, ServiceManagement, Uncertain, Unknown, UnmatchedHosts,
+};
+
+/// What a variable of the VM's environment holds, if it is there.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A checked configuration.
+///
+/// Invariants: there is at least one service; ids are unique; no host pattern belongs
+/// to two services. Only [`parse`](Self::parse) makes one.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// Whom to ask and to tell.
+    pub service_management: ServiceManagement,
+    /// What is guarded, in the order written.
+    pub services: Vec<Service>,
+    /// How long answers are good for.
+    pub authorization: AuthorizationSettings,
+    /// How usage is handed on.
+    pub reporting: ReportingSettings,
+    /// What becomes of requests for hosts of no service.
+    pub unmatched_hosts: UnmatchedHosts,
+    hosts: HostTable,
+}
+
+impl Configuration {
+    /// Reads a configuration from JSON (RFC 8259, UTF-8, perhaps after a byte order mark).
+    ///
+    /// `environment` is asked for the variables that tokens name.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong, with its path. Errors never carry a token.
+    pub fn parse(bytes: &[u8], environment: Environment<'_>) -> Result<Self, ConfigurationError> {
+        let shape = shape::read(bytes)?;
+        let root = Place::ROOT;
+        let service_management = ServiceManagement::check(
+            shape.service_management.0,
+            &root.field("service_management"),
+        )?;
+
+        let place = root.field("services");
+        if shape.services.is_empty() {
+            return Err(place.error(Problem::EmptyList(
+                "at least one service is needed, or all requests are denied",
+            )));
+        }
+        let mut services: Vec<Service> = Vec::with_capacity(shape.services.len());
+        let mut hosts = HostTable::default();
+        for (index, shape) in shape.services.into_iter().enumerate() {
+            let place = place.index(index);
+            let service = Service::check(shape.0, &place, &service_management, environment)?;
+            claim(&service, index, &services, &mut hosts, &place)?;
+            services.push(service);
+        }
+
+        Ok(Self {
+            service_management,
+            services,
+            authorization: AuthorizationSettings::check(
+                &shape.authorization.0,
+                &root.field("authorization"),
+            )?,
+            reporting: ReportingSettings::check(&shape.reporting.0, &root.field("reporting"))?,
+            unmatched_hosts: UnmatchedHosts::check(
+                shape.unmatched_hosts.as_ref(),
+                &root.field("unmatched_hosts"),
+            )?,
+            hosts,
+        })
+    }
+
+    /// The service that a request with this `:authority` is for, and its index in
+    /// [`services`](Self::services).
+    ///
+    /// Port, case and a dot at the end do not matter. An exact host goes before a
+    /// wildcard, a longer wildcard before a shorter one, and `*` comes last.
+    #[must_use]
+    pub fn service_for(&self, authority: &[u8]) -> Option<(usize, &Service)> {
+        let index = self.hosts.service_for(authority)?;
+        Some((index, self.services.get(index)?))
+    }
+}
+
+/// Claims a service's id and hosts, which no other service may have.
+fn claim(
+    service: &Service,
+    index: usize,
+    earlier: &[Service],
+    hosts: &mut HostTable,
+    place: &Place<'_>,
+) -> Result<(), ConfigurationError> {
+    if let Some(first) = earlier.iter().position(|other| other.id == service.id) {
+        return Err(place.field("id").error(Problem::RepeatedService {
+            found: error::quoted(&service.id),
+            first: format!("services[{first}]"),
+        }));
+    }
+    for (host, pattern) in service.hosts.iter().enumerate() {
+        let entrant = Entrant {
+            service: index,
+            host,
+        };
+        hosts.enter(pattern, entrant).map_err(|first| {
+            let owner = earlier.get(first.service).unwrap_or(service);
+            place.field("hosts").index(host).error(Problem::HostTaken {
+                found: error::quoted(&pattern.to_string()),
+                service: owner.id.clone(),
+                first: format!("services[{}].hosts[{}]", first.service, first.host),
+            })
+        })?;
+    }
+    Ok(())
+}

@@ -1,1 +1,21 @@
-//! To be filled in.
+//! The only room that touches Envoy: callbacks in, host calls out, over the
+//! proxy-wasm ABI. It moves bytes, clocks and answers between Envoy and the rooms that
+//! decide, and decides nothing that they could.
+//!
+//! The way of a callback: [`exports`] receives it, [`vm`] finds the root context that it
+//! belongs to, [`root`] does the work of one configuration. [`abi`] is the layer of host
+//! functions below.
+
+pub mod abi;
+mod calls;
+mod clock;
+mod exports;
+mod logger;
+mod reply;
+mod root;
+mod seed;
+mod shared_data;
+mod stats;
+mod vm;
+
+pub use exports::initialize;

@@ -1,1 +1,8 @@
-//! To be filled in.
+//! From admitted usage to acknowledged usage: who sends it, in which batches, and
+//! what becomes of it when the answer is late, lost or no.
+
+mod flush;
+mod lease;
+
+pub use flush::{Flusher, Report, Settings, Settled, push, wants_flush};
+pub use lease::{Candidate, lead};

@@ -1,0 +1,258 @@
+//! The byte layout of a record in shared data, and nothing else.
+//!
+//! Apart from the record because the layout outlives a version of the code: another
+//! module, an older one, or no one of ours at all may have written what is read.
+//!
+//! Little-endian. A header of fixed offsets:
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 4 | magic and layout version, `TGr1` |
+//! | 4 | 1 | state: 0 vacant, 1 candidate, 2 live |
+//! | 5 | 1 | denial, by its code; 0 if allowed |
+//! | 6 | 1 | kind of the identity |
+//! | 7 | 1 | flags: 1 refresh marked, 2 reported alone |
+//! | 8 | 16 | digest |
+//! | 24 | 8 | scope |
+//! | 32 | 32 | fetched at, fresh until, stale until, last used |
+//! | 64 | 24 | batch, its deadline, acknowledged at |
+//! | 88 | 4 | number of names, of limits; 2 bytes of zero |
+//! | 92 | 4 | number of usage entries, length of the identity, 2 bytes each |
+//!
+//! Then, without gaps: limits (50 bytes each: name, period, start, end, maximum, own,
+//! sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
+//! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
+
+use super::limit::Limit;
+use super::names::Names;
+use super::period::{Period, Window};
+use super::record::{Entry, Ledger, Record, State};
+use crate::credentials::{Digest, Kind};
+use crate::service_management::Denial;
+use thiserror::Error;
+
+const MAGIC: &[u8; 4] = b"TGr1";
+const REFRESH_MARKED: u8 = 1;
+const ALONE: u8 = 2;
+
+/// The bytes are not a record of this layout. Whoever wrote them, they are nobody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not a record of this layout")]
+pub struct NotARecord;
+
+/// The digest of the record in these bytes, without reading the rest.
+#[must_use]
+pub fn digest_of(bytes: &[u8]) -> Option<Digest> {
+    let header = bytes.get(..24)?;
+    if !header.starts_with(MAGIC) {
+        return None;
+    }
+    let digest = header.get(8..24)?.try_into().ok()?;
+    Some(Digest(digest))
+}
+
+/// Writes the record into `out`, replacing what is there.
+pub fn encode(record: &Record, out: &mut Vec<u8>) {
+    out.clear();
+    out.extend_from_slice(MAGIC);
+    out.push(match record.state {
+        State::Vacant => 0,
+        State::Candidate => 1,
+        State::Live => 2,
+    });
+    out.push(record.denial.map_or(0, Denial::code));
+    out.push(record.kind.code());
+    out.push(
+        if record.refresh_marked {
+            REFRESH_MARKED
+        } else {
+            0
+        } | if record.alone { ALONE } else { 0 },
+    );
+    out.extend_from_slice(&record.digest.0);
+    for word in [
+        record.scope,
+        record.fetched_at,
+        record.fresh_until,
+        record.stale_until,
+        record.last_used,
+        record.batch,
+        record.batch_deadline,
+        record.acknowledged_at,
+    ] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    out.push(u8::try_from(record.names.len()).unwrap_or(0));
+    out.push(u8::try_from(record.limits.len()).unwrap_or(0));
+    out.extend_from_slice(&[0, 0]);
+    for length in [record.usage.len(), record.identity.len()] {
+        out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_le_bytes());
+    }
+    for limit in record.limits.iter().take(usize::from(u8::MAX)) {
+        out.extend_from_slice(&[limit.name, limit.period as u8]);
+        for word in [
+            limit.window.start,
+            limit.window.end,
+            limit.maximum,
+            limit.own,
+            limit.sent,
+            limit.foreign,
+        ] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    let without = Ledger::default();
+    for index in 0..record.names.len() {
+        let ledger = record.ledger.get(index).unwrap_or(&without);
+        for word in [ledger.admitted, ledger.acknowledged, ledger.lost] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    for entry in &record.usage {
+        out.extend_from_slice(&[entry.name, u8::from(entry.hour)]);
+        for word in [entry.at, entry.pending, entry.in_flight] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    for index in (0_u8..).take(record.names.len()) {
+        let text = record.names.text(index).as_bytes();
+        out.push(record.names.parent(index).unwrap_or(Names::NO_PARENT));
+        out.push(u8::try_from(text.len()).unwrap_or(0));
+        out.extend_from_slice(text);
+    }
+    out.extend_from_slice(&record.identity);
+}
+
+/// Reads a record from bytes that anybody may have written, into one whose memory
+/// is used again. On an error `record` is not to be used.
+///
+/// # Errors
+/// The bytes are not a whole record of this layout.
+pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
+    let mut reader = Reader(bytes);
+    if reader.bytes::<4>()? != *MAGIC {
+        return Err(NotARecord);
+    }
+    record.state = match reader.byte()? {
+        0 => State::Vacant,
+        1 => State::Candidate,
+        2 => State::Live,
+        _ => return Err(NotARecord),
+    };
+    record.denial = match reader.byte()? {
+        0 => None,
+        code => Some(Denial::from_code(code).ok_or(NotARecord)?),
+    };
+    record.kind = Kind::from_code(reader.byte()?).ok_or(NotARecord)?;
+    let flags = reader.byte()?;
+    record.refresh_marked = flags & REFRESH_MARKED != 0;
+    record.alone = flags & ALONE != 0;
+    record.digest = Digest(reader.bytes()?);
+    for word in [
+        &mut record.scope,
+        &mut record.fetched_at,
+        &mut record.fresh_until,
+        &mut record.stale_until,
+        &mut record.last_used,
+        &mut record.batch,
+        &mut record.batch_deadline,
+        &mut record.acknowledged_at,
+    ] {
+        *word = reader.word()?;
+    }
+    let [names, limits, 0, 0] = reader.bytes()? else {
+        return Err(NotARecord);
+    };
+    let usage = u16::from_le_bytes(reader.bytes()?);
+    let identity = usize::from(u16::from_le_bytes(reader.bytes()?));
+    if usize::from(names) > Names::MOST {
+        return Err(NotARecord);
+    }
+    let named = |name: u8| {
+        if name < names {
+            Ok(name)
+        } else {
+            Err(NotARecord)
+        }
+    };
+    record.limits.clear();
+    for _ in 0..limits {
+        record.limits.push(Limit {
+            name: named(reader.byte()?)?,
+            period: Period::from_code(reader.byte()?).ok_or(NotARecord)?,
+            window: Window {
+                start: reader.word()?,
+                end: reader.word()?,
+            },
+            maximum: reader.word()?,
+            own: reader.word()?,
+            sent: reader.word()?,
+            foreign: reader.word()?,
+        });
+    }
+    record.ledger.clear();
+    for _ in 0..names {
+        record.ledger.push(Ledger {
+            admitted: reader.word()?,
+            acknowledged: reader.word()?,
+            lost: reader.word()?,
+        });
+    }
+    record.usage.clear();
+    for _ in 0..usage {
+        record.usage.push(Entry {
+            name: named(reader.byte()?)?,
+            hour: reader.byte()? != 0,
+            at: reader.word()?,
+            pending: reader.word()?,
+            in_flight: reader.word()?,
+        });
+    }
+    record.names.clear();
+    let mut parents = [Names::NO_PARENT; Names::MOST];
+    for (index, slot) in (0..names).zip(&mut parents) {
+        let parent = reader.byte()?;
+        let length = usize::from(reader.byte()?);
+        let text = std::str::from_utf8(reader.slice(length)?).map_err(|_| NotARecord)?;
+        if record.names.find_or_add(text) != Some(index)
+            || (parent != Names::NO_PARENT && parent >= names)
+        {
+            return Err(NotARecord);
+        }
+        *slot = parent;
+    }
+    record.names.restore_parents(&parents);
+    record.identity.clear();
+    record.identity.extend_from_slice(reader.slice(identity)?);
+    if reader.0.is_empty() {
+        Ok(())
+    } else {
+        Err(NotARecord)
+    }
+}
+
+/// The rest of the bytes.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn slice(&mut self, length: usize) -> Result<&'a [u8], NotARecord> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(NotARecord)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], NotARecord> {
+        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(NotARecord)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, NotARecord> {
+        let [byte] = self.bytes()?;
+        Ok(byte)
+    }
+
+    fn word(&mut self) -> Result<u64, NotARecord> {
+        Ok(u64::from_le_bytes(self.bytes()?))
+    }
+}

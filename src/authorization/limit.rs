@@ -1,0 +1,80 @@
+//! One limit of a plan, in the window that is open, with what is known of its use.
+//!
+//! Apart from the record so that the arithmetic of several reporters to one backend
+//! stands by itself.
+
+use super::period::{Period, Window};
+use crate::moment::Moment;
+use crate::service_management::UsageReport;
+
+/// A limit and its counts. All counts are of the open window.
+///
+/// `own` is what this gateway admitted. `sent` is the part of it that was
+/// dispatched to the backend, whatever became of it. `foreign` is a lower bound of
+/// everybody else's usage. The window never goes backwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// The metric, as an index into the record's names.
+    pub name: u8,
+    /// How often it starts again.
+    pub period: Period,
+    /// The open window.
+    pub window: Window,
+    /// What may be used in a window; 0 disables the metric.
+    pub maximum: u64,
+    /// Admitted here.
+    pub own: u64,
+    /// Of that, dispatched to the backend.
+    pub sent: u64,
+    /// Everybody else's, at least.
+    pub foreign: u64,
+}
+
+impl Limit {
+    /// Whether so much more fits: `own + foreign + cost <= maximum`.
+    #[must_use]
+    pub const fn admits(&self, cost: u64) -> bool {
+        match self.own.checked_add(self.foreign) {
+            Some(known) => match known.checked_add(cost) {
+                Some(after) => after <= self.maximum,
+                None => false,
+            },
+            None => false,
+        }
+    }
+
+    /// Opens the next window if this one has ended. Nobody waits for the backend to
+    /// do so, and no refusal outlives its window.
+    pub fn roll(&mut self, now: Moment) {
+        if now.seconds() >= self.window.end {
+            *self = Self {
+                window: self.period.window_at(now.seconds()),
+                own: 0,
+                sent: 0,
+                foreign: 0,
+                ..*self
+            };
+        }
+    }
+
+    /// The limit as the backend reports it now. Of the backend's count at most
+    /// `sent` is ours, so the rest is at least everybody else's; once everything
+    /// that was sent is in the count (`settled`), it is exactly that, and may fall.
+    /// A report of an older window says nothing about this one.
+    #[must_use]
+    pub fn merged(&self, report: &UsageReport, settled: bool) -> Self {
+        let others = report.current.saturating_sub(self.sent);
+        let foreign = if report.window != self.window {
+            self.foreign
+        } else if settled {
+            others
+        } else {
+            self.foreign.max(others)
+        };
+        Self {
+            maximum: report.maximum,
+            foreign,
+            ..*self
+        }
+    }
+}

@@ -1,0 +1,643 @@
+//! One application's entry in shared data: what service management said of it, what
+//! it has used, and what of that is not yet acknowledged.
+//!
+//! One value under one key, changed only by compare-and-set: the write that admits
+//! a request also counts it, for limits and for reporting. So two workers cannot
+//! both take the last unit, and a VM that goes away loses nothing that it admitted.
+//! Metrics stand here by name, never by index into a configuration, because two
+//! configurations can be alive at once. The byte layout is in `codec`.
+
+use super::limit::Limit;
+use super::names::Names;
+use crate::credentials::{Digest, Kind};
+use crate::mapping::{Metrics, Usage};
+use crate::moment::Moment;
+use crate::service_management::{Authorization, Denial};
+use thiserror::Error;
+
+/// Seconds after which usage can no longer be reported: the backend takes 24 hours,
+/// measured when its worker runs, so ten minutes are left for the way there.
+const REPORTABLE_SECONDS: u64 = 24 * 3_600 - 600;
+/// Usage is kept by minute for so long, then by hour (the backend's minute counters live 180 s).
+const MINUTES_KEPT_SECONDS: u64 = 180;
+/// How long after an acknowledgement a read of the backend's counters includes the
+/// batch. The backend applies reports late; no bound is promised, this is generous.
+const SETTLED_MILLISECONDS: u64 = 5_000;
+
+/// Whether the record may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The slot holds nobody.
+    Vacant,
+    /// Somebody is about to put a record here and is making sure that it is the only one.
+    Candidate,
+    /// In use.
+    Live,
+}
+
+/// How far what service management said may be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Decide on it.
+    Fresh,
+    /// Decide on it and have it refreshed.
+    Stale,
+    /// Ask before deciding.
+    Expired,
+}
+
+/// What one request is refused for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Service management denies the application.
+    #[error("denied by service management: {0:?}")]
+    Denied(Denial),
+    /// A limit is used up until that moment (Unix seconds); `u64::MAX`: for good.
+    #[error("a limit is used up until {until}")]
+    Limited {
+        /// First second at which the usage could fit.
+        until: u64,
+    },
+    /// The plan allows nothing of a metric (maximum 0).
+    #[error("the plan disables a metric")]
+    Disabled,
+    /// The record has no room for another metric name.
+    #[error("the application has usage of more metrics than a record holds")]
+    TooManyMetrics,
+}
+
+/// Totals of one metric over the life of the record. Invariant, kept by every
+/// change: `admitted = acknowledged + lost + pending + in flight`, the last two
+/// summed over the record's usage of that metric.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Units of admitted requests.
+    pub admitted: u64,
+    /// Units in reports that were answered 202.
+    pub acknowledged: u64,
+    /// Units that will never be reported; each was counted and logged when it was given up.
+    pub lost: u64,
+}
+
+/// Unacknowledged usage of one metric in one minute or hour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The metric, as an index into the record's names.
+    pub name: u8,
+    /// Whether this is a sum over an hour; `at` is then the latest minute in it.
+    pub hour: bool,
+    /// First second of the minute, as it is reported.
+    pub at: u64,
+    /// Admitted and not yet sent.
+    pub pending: u64,
+    /// Sent in the record's batch and not yet answered.
+    pub in_flight: u64,
+}
+
+/// Usage of one minute or hour, as one transaction of a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispatched {
+    /// Unix seconds to report it at.
+    pub at: u64,
+    /// Metric names and deltas, each above 0.
+    pub usage: Vec<(String, u64)>,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered 202.
+    Acknowledged,
+    /// Surely not applied: pending again, as if never sent.
+    Returned,
+    /// Perhaps applied: pending again, and still counted as sent.
+    Resent,
+    /// Given up.
+    Lost,
+}
+
+/// See the module's description.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Whether it may be used.
+    pub state: State,
+    /// Whose it is. A slot can hold another application's record than the one looked for.
+    pub digest: Digest,
+    /// The service it belongs to, in one cluster and authority.
+    pub scope: u64,
+    /// What kind of credential the identity is.
+    pub kind: Kind,
+    /// The identity as it must be reported: at most 256 bytes.
+    pub identity: Vec<u8>,
+    /// Why service management denies the application, if it does.
+    pub denial: Option<Denial>,
+    /// Whether a refresh has been asked for.
+    pub refresh_marked: bool,
+    /// Whether its usage is reported in a batch of its own: one bad application
+    /// makes the backend drop a whole batch after its 202.
+    pub alone: bool,
+    /// When service management was last heard of it (monotonic milliseconds).
+    pub fetched_at: u64,
+    /// Decide on it until then (monotonic milliseconds).
+    pub fresh_until: u64,
+    /// With a refresh asked for, decide on it until then (monotonic milliseconds).
+    pub stale_until: u64,
+    /// When a request was last admitted on it (monotonic milliseconds).
+    pub last_used: u64,
+    /// The batch that holds its usage in flight; 0 if none is.
+    pub batch: u64,
+    /// When the batch's outcome is uncertain for good (monotonic milliseconds).
+    pub batch_deadline: u64,
+    /// When a batch of it was last acknowledged (monotonic milliseconds).
+    pub acknowledged_at: u64,
+    pub(super) names: Names,
+    pub(super) ledger: Vec<Ledger>,
+    pub(super) limits: Vec<Limit>,
+    pub(super) usage: Vec<Entry>,
+    charges: Vec<Charge>,
+}
+
+/// What a request costs on one metric, resolved against the record's names.
+#[derive(Clone, Copy, Debug)]
+struct Charge {
+    name: u8,
+    delta: u64,
+    /// The metric and all its ancestors, a bit for each of the record's names.
+    counts_for: u64,
+}
+
+impl Record {
+    /// A record that holds nobody.
+    #[must_use]
+    pub fn vacant() -> Self {
+        Self {
+            state: State::Vacant,
+            digest: Digest([0; 16]),
+            scope: 0,
+            kind: Kind::UserKey,
+            identity: Vec::new(),
+            denial: None,
+            refresh_marked: false,
+            alone: false,
+            fetched_at: 0,
+            fresh_until: 0,
+            stale_until: 0,
+            last_used: 0,
+            batch: 0,
+            batch_deadline: 0,
+            acknowledged_at: 0,
+            names: Names::default(),
+            ledger: Vec::new(),
+            limits: Vec::new(),
+            usage: Vec::new(),
+            charges: Vec::new(),
+        }
+    }
+
+    /// How far it may be relied on now.
+    #[must_use]
+    pub const fn freshness(&self, now: Moment) -> Freshness {
+        if now.monotonic < self.fresh_until {
+            Freshness::Fresh
+        } else if now.monotonic < self.stale_until {
+            Freshness::Stale
+        } else {
+            Freshness::Expired
+        }
+    }
+
+    /// Whether any usage waits to be sent.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        self.usage.iter().any(|entry| entry.pending > 0)
+    }
+
+    /// Whether the slot may be given to somebody else without losing usage or
+    /// the exactness of a limit: nothing unacknowledged, and what was reported has
+    /// been seen in a later answer.
+    #[must_use]
+    pub fn may_give_way(&self) -> bool {
+        self.batch == 0
+            && self
+                .usage
+                .iter()
+                .all(|entry| entry.pending == 0 && entry.in_flight == 0)
+            && (self.limits.iter().all(|limit| limit.sent == 0)
+                || self.fetched_at > self.acknowledged_at.saturating_add(SETTLED_MILLISECONDS))
+    }
+
+    /// Admits one request and counts it, or says why not; all of its usage or none.
+    ///
+    /// The metrics are the service's table: its hierarchy and the record's together
+    /// decide what an ancestor is.
+    ///
+    /// # Errors
+    /// Why the request is refused; the record then counts nothing.
+    pub fn admit(&mut self, usage: &Usage, metrics: &Metrics, now: Moment) -> Result<(), Refusal> {
+        if let Some(denial) = self.denial {
+            return Err(Refusal::Denied(denial));
+        }
+        self.roll_windows(now);
+        self.resolve(usage, metrics)?;
+        self.check_limits()?;
+        for index in 0..self.charges.len() {
+            let Some(charge) = self.charges.get(index).copied() else {
+                break;
+            };
+            for limit in &mut self.limits {
+                if charge.counts_for & Names::bit(limit.name) != 0 {
+                    limit.own = limit.own.saturating_add(charge.delta);
+                }
+            }
+            self.add_pending(charge.name, charge.delta, now);
+        }
+        self.last_used = now.monotonic;
+        Ok(())
+    }
+
+    fn resolve(&mut self, usage: &Usage, metrics: &Metrics) -> Result<(), Refusal> {
+        self.charges.clear();
+        for (metric, delta) in usage.iter() {
+            let name = self
+                .name(metrics.name(metric))
+                .ok_or(Refusal::TooManyMetrics)?;
+            let mut counts_for = self.names.with_ancestors(name);
+            for ancestor in metrics.ancestors(metric) {
+                if let Some(ancestor) = self.names.find(metrics.name(*ancestor)) {
+                    counts_for |= self.names.with_ancestors(ancestor);
+                }
+            }
+            self.charges.push(Charge {
+                name,
+                delta,
+                counts_for,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), Refusal> {
+        let mut until = None;
+        for limit in &self.limits {
+            let cost = self
+                .charges
+                .iter()
+                .filter(|charge| charge.counts_for & Names::bit(limit.name) != 0)
+                .fold(0_u64, |sum, charge| sum.saturating_add(charge.delta));
+            if cost == 0 || limit.admits(cost) {
+                continue;
+            }
+            if limit.maximum == 0 {
+                return Err(Refusal::Disabled);
+            }
+            until = until.max(Some(limit.window.end));
+        }
+        until.map_or(Ok(()), |until| Err(Refusal::Limited { until }))
+    }
+
+    fn roll_windows(&mut self, now: Moment) {
+        for limit in &mut self.limits {
+            limit.roll(now);
+        }
+    }
+
+    /// The index of a name, which is added if there is room.
+    fn name(&mut self, text: &str) -> Option<u8> {
+        let name = self.names.find_or_add(text)?;
+        if self.ledger.len() < self.names.len() {
+            self.ledger.resize(self.names.len(), Ledger::default());
+        }
+        Some(name)
+    }
+
+    fn ledger_of(&mut self, name: u8) -> Option<&mut Ledger> {
+        self.ledger.get_mut(usize::from(name))
+    }
+
+    fn add_pending(&mut self, name: u8, delta: u64, now: Moment) {
+        if let Some(ledger) = self.ledger_of(name) {
+            ledger.admitted = ledger.admitted.saturating_add(delta);
+        }
+        let minute = now.minute();
+        let known = self
+            .usage
+            .iter_mut()
+            .find(|entry| entry.name == name && entry.at == minute && !entry.hour);
+        if let Some(entry) = known {
+            entry.pending = entry.pending.saturating_add(delta);
+            return;
+        }
+        self.fold_old_minutes(minute);
+        self.usage.push(Entry {
+            name,
+            hour: false,
+            at: minute,
+            pending: delta,
+            in_flight: 0,
+        });
+    }
+
+    /// Puts minutes that are over three minutes old into their hours, so that an
+    /// outage of a day costs a record at most 24 entries a metric.
+    fn fold_old_minutes(&mut self, minute: u64) {
+        let mut index = 0;
+        while let Some(entry) = self.usage.get(index).copied() {
+            if entry.hour || entry.at.saturating_add(MINUTES_KEPT_SECONDS) > minute {
+                index = index.saturating_add(1);
+                continue;
+            }
+            self.usage.remove(index);
+            let hour = entry.at / 3_600;
+            match self.usage.iter_mut().find(|candidate| {
+                candidate.hour && candidate.name == entry.name && candidate.at / 3_600 == hour
+            }) {
+                Some(sum) => {
+                    sum.at = sum.at.max(entry.at);
+                    sum.pending = sum.pending.saturating_add(entry.pending);
+                    sum.in_flight = sum.in_flight.saturating_add(entry.in_flight);
+                }
+                None => self.usage.push(Entry {
+                    hour: true,
+                    ..entry
+                }),
+            }
+        }
+    }
+
+    /// Moves pending usage into a batch: as many transactions as `most` allows,
+    /// oldest first. Empty if nothing is pending or a batch is already in flight.
+    pub fn dispatch(
+        &mut self,
+        batch: u64,
+        deadline: u64,
+        most: usize,
+        metrics: &Metrics,
+    ) -> Vec<Dispatched> {
+        let mut transactions: Vec<Dispatched> = Vec::new();
+        if self.batch != 0 || batch == 0 {
+            return transactions;
+        }
+        self.usage.sort_by_key(|entry| entry.at);
+        for index in 0..self.usage.len() {
+            let Some(entry) = self.usage.get(index).copied() else {
+                break;
+            };
+            if entry.pending == 0 {
+                continue;
+            }
+            let delta = (self.names.text(entry.name).to_owned(), entry.pending);
+            let full = transactions.len() >= most;
+            match transactions.last_mut() {
+                Some(last) if last.at == entry.at => last.usage.push(delta),
+                _ if full => break,
+                _ => transactions.push(Dispatched {
+                    at: entry.at,
+                    usage: vec![delta],
+                }),
+            }
+            self.move_sent(&entry, metrics, entry.pending, u64::saturating_add);
+            if let Some(entry) = self.usage.get_mut(index) {
+                entry.in_flight = entry.in_flight.saturating_add(entry.pending);
+                entry.pending = 0;
+            }
+        }
+        if !transactions.is_empty() {
+            self.batch = batch;
+            self.batch_deadline = deadline;
+        }
+        transactions
+    }
+
+    /// Settles the batch. Does nothing if the record is not in that batch (any more).
+    /// Returns the units that left flight.
+    pub fn settle(&mut self, batch: u64, outcome: Outcome, metrics: &Metrics, now: Moment) -> u64 {
+        if self.batch != batch || batch == 0 {
+            return 0;
+        }
+        let mut units: u64 = 0;
+        for index in 0..self.usage.len() {
+            let Some(entry) = self.usage.get(index).copied() else {
+                break;
+            };
+            let count = entry.in_flight;
+            units = units.saturating_add(count);
+            match outcome {
+                Outcome::Acknowledged => {
+                    if let Some(ledger) = self.ledger_of(entry.name) {
+                        ledger.acknowledged = ledger.acknowledged.saturating_add(count);
+                    }
+                }
+                Outcome::Lost => {
+                    if let Some(ledger) = self.ledger_of(entry.name) {
+                        ledger.lost = ledger.lost.saturating_add(count);
+                    }
+                }
+                Outcome::Returned => self.move_sent(&entry, metrics, count, u64::saturating_sub),
+                Outcome::Resent => {}
+            }
+            if let Some(entry) = self.usage.get_mut(index) {
+                entry.in_flight = 0;
+                if matches!(outcome, Outcome::Returned | Outcome::Resent) {
+                    entry.pending = entry.pending.saturating_add(count);
+                }
+            }
+        }
+        self.usage.retain(|entry| entry.pending > 0);
+        self.batch = 0;
+        self.batch_deadline = 0;
+        if outcome == Outcome::Acknowledged {
+            self.acknowledged_at = now.monotonic;
+        }
+        units
+    }
+
+    /// Gives up pending usage that the backend would refuse as too old, which would
+    /// cost the rest of its batch. Returns the units lost.
+    pub fn give_up_unreportable(&mut self, now: Moment) -> u64 {
+        let oldest = now.seconds().saturating_sub(REPORTABLE_SECONDS);
+        let mut units: u64 = 0;
+        for index in 0..self.usage.len() {
+            let Some(entry) = self.usage.get_mut(index) else {
+                break;
+            };
+            if entry.at >= oldest || entry.pending == 0 {
+                continue;
+            }
+            let (name, count) = (entry.name, entry.pending);
+            entry.pending = 0;
+            units = units.saturating_add(count);
+            if let Some(ledger) = self.ledger_of(name) {
+                ledger.lost = ledger.lost.saturating_add(count);
+            }
+        }
+        self.usage
+            .retain(|entry| entry.pending > 0 || entry.in_flight > 0);
+        units
+    }
+
+    /// Adjusts what was sent in every window that this usage counts in.
+    fn move_sent(
+        &mut self,
+        entry: &Entry,
+        metrics: &Metrics,
+        count: u64,
+        change: fn(u64, u64) -> u64,
+    ) {
+        let counts_for = self.counts_for(entry.name, metrics);
+        for limit in &mut self.limits {
+            if counts_for & Names::bit(limit.name) != 0 && limit.window.contains(entry.at) {
+                limit.sent = change(limit.sent, count);
+            }
+        }
+    }
+
+    /// A name and its ancestors by the record's hierarchy and the service's.
+    fn counts_for(&self, name: u8, metrics: &Metrics) -> u64 {
+        let mut names = self.names.with_ancestors(name);
+        if let Some(metric) = metrics.id(self.names.text(name)) {
+            for ancestor in metrics.ancestors(metric) {
+                if let Some(ancestor) = self.names.find(metrics.name(*ancestor)) {
+                    names |= self.names.with_ancestors(ancestor);
+                }
+            }
+        }
+        names
+    }
+
+    /// Takes in what service management says of the application now.
+    ///
+    /// Counts of windows go on: what this gateway has admitted stays counted, and
+    /// everybody else's usage is what the backend's count exceeds ours by.
+    ///
+    /// # Errors
+    /// `TooManyMetrics` if the answer names more metrics than a record holds; the
+    /// record is then as it was but for names.
+    pub fn refresh(
+        &mut self,
+        authorization: &Authorization,
+        metrics: &Metrics,
+        now: Moment,
+        ttl: u64,
+        stale_if_error: u64,
+    ) -> Result<(), Refusal> {
+        self.roll_windows(now);
+        let mut parents = Vec::with_capacity(authorization.hierarchy.len());
+        for (parent, child) in &authorization.hierarchy {
+            let parent = self.name(parent).ok_or(Refusal::TooManyMetrics)?;
+            let child = self.name(child).ok_or(Refusal::TooManyMetrics)?;
+            parents.push((child, parent));
+        }
+        let mut reported = Vec::with_capacity(authorization.limits.len());
+        for report in &authorization.limits {
+            let name = self.name(&report.metric).ok_or(Refusal::TooManyMetrics)?;
+            reported.push((name, report));
+        }
+        self.names.set_parents(&parents);
+        let settled = self.batch == 0
+            && now.monotonic > self.acknowledged_at.saturating_add(SETTLED_MILLISECONDS);
+        let mut limits = Vec::with_capacity(reported.len());
+        for (name, report) in reported {
+            let known = self
+                .limits
+                .iter()
+                .find(|limit| limit.name == name && limit.period == report.period);
+            let limit = match known {
+                Some(limit) if limit.window.end > report.window.start => {
+                    limit.merged(report, settled)
+                }
+                _ => self.new_limit(name, report, metrics, now),
+            };
+            limits.push(limit);
+        }
+        self.limits = limits;
+        self.denial = None;
+        self.alone = false;
+        self.heard(now, ttl, stale_if_error);
+        Ok(())
+    }
+
+    /// Takes in that service management denies the application now. Usage and
+    /// limits stay; the usage goes alone, since the backend may no longer take it.
+    pub fn deny(&mut self, denial: Denial, now: Moment, ttl: u64, stale_if_error: u64) {
+        self.denial = Some(denial);
+        self.alone = true;
+        self.heard(now, ttl, stale_if_error);
+    }
+
+    /// Lets the application in unheard: for `unknown: allow` while the backend fails.
+    pub fn let_in_unheard(&mut self, now: Moment, for_milliseconds: u64) {
+        self.denial = None;
+        self.alone = true;
+        self.heard(now, 0, for_milliseconds);
+    }
+
+    fn heard(&mut self, now: Moment, ttl: u64, stale_if_error: u64) {
+        self.refresh_marked = false;
+        self.fetched_at = now.monotonic;
+        self.fresh_until = now.monotonic.saturating_add(ttl);
+        self.stale_until = self.fresh_until.saturating_add(stale_if_error);
+    }
+
+    /// A limit that the record does not yet follow: what is not acknowledged counts
+    /// as ours, whatever else the backend has counted as others'.
+    fn new_limit(
+        &self,
+        name: u8,
+        report: &crate::service_management::UsageReport,
+        metrics: &Metrics,
+        now: Moment,
+    ) -> Limit {
+        let here = report.period.window_at(now.seconds());
+        let window = if here.start > report.window.start {
+            here
+        } else {
+            report.window
+        };
+        let (mut own, mut sent): (u64, u64) = (0, 0);
+        for entry in &self.usage {
+            let counts = self.counts_for(entry.name, metrics) & Names::bit(name) != 0;
+            if counts && window.contains(entry.at) {
+                own = own
+                    .saturating_add(entry.pending)
+                    .saturating_add(entry.in_flight);
+                sent = sent.saturating_add(entry.in_flight);
+            }
+        }
+        let foreign = if window == report.window {
+            report.current.saturating_sub(sent)
+        } else {
+            0
+        };
+        Limit {
+            name,
+            period: report.period,
+            window,
+            maximum: report.maximum,
+            own,
+            sent,
+            foreign,
+        }
+    }
+
+    /// The limits, for those who look at a record from outside.
+    pub fn limits(&self) -> impl Iterator<Item = (&str, &Limit)> {
+        self.limits
+            .iter()
+            .map(|limit| (self.names.text(limit.name), limit))
+    }
+
+    /// Per metric: its totals, and the units pending and in flight.
+    pub fn accounts(&self) -> impl Iterator<Item = (&str, Ledger, u64, u64)> {
+        (0_u8..).zip(&self.ledger).map(|(name, ledger)| {
+            let of_name = self.usage.iter().filter(move |entry| entry.name == name);
+            let (pending, in_flight) =
+                of_name.fold((0_u64, 0_u64), |(pending, in_flight), entry| {
+                    (
+                        pending.saturating_add(entry.pending),
+                        in_flight.saturating_add(entry.in_flight),
+                    )
+                });
+            (self.names.text(name), *ledger, pending, in_flight)
+        })
+    }
+}

@@ -1,0 +1,319 @@
+//! One guarded service.
+//!
+//! Apart from the settings because here names refer to each other: rules to metrics,
+//! metrics to parents, a token to the environment.
+
+use serde_json::Value;
+
+use super::error::{ConfigurationError, Place, Problem, quoted, shown};
+use super::exemption::ExemptionError;
+use super::{Environment, Exemption, HostPattern, Secret, ServiceManagement, shape};
+use crate::credentials::{
+    Credentials, CredentialsError, HeaderName, QueryName, Scope, Source, SourceError,
+};
+use crate::mapping::{MAX_DELTA, MetricId, Metrics, MetricsError, Rule, RuleError, Rules};
+use crate::request::Request;
+
+/// The longest id of a service, in bytes.
+const LONGEST_ID: usize = 128;
+
+/// A service: an API product that service management knows.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its id at service management: 1 to 128 visible ASCII characters.
+    pub id: String,
+    /// What proves to service management that we may ask; visible ASCII, not empty.
+    pub token: Secret,
+    /// What its applications' identities are digested with.
+    pub scope: Scope,
+    /// The hosts of its requests; at least one.
+    pub hosts: Vec<HostPattern>,
+    /// Where its consumers put their credentials.
+    pub credentials: Credentials,
+    /// The metrics that its rules and hierarchy name.
+    pub metrics: Metrics,
+    /// What its requests cost.
+    pub rules: Rules,
+    /// What passes untouched.
+    pub exemptions: Vec<Exemption>,
+}
+
+impl Service {
+    /// Whether this request passes untouched: nobody is asked, nothing is counted.
+    #[must_use]
+    pub fn is_exempt(&self, request: &Request<'_>) -> bool {
+        self.exemptions
+            .iter()
+            .any(|exemption| exemption.covers(request))
+    }
+
+    pub(super) fn check(
+        shape: shape::Service,
+        place: &Place<'_>,
+        service_management: &ServiceManagement,
+        environment: Environment<'_>,
+    ) -> Result<Self, ConfigurationError> {
+        let visible = shape.id.bytes().all(|byte| byte.is_ascii_graphic());
+        if shape.id.is_empty() || shape.id.len() > LONGEST_ID || !visible {
+            let problem = Problem::ServiceId(quoted(&shape.id));
+            return Err(place.field("id").error(problem));
+        }
+        let token = token(&shape.token, &place.field("token"), environment)?;
+        let hosts = hosts(&shape.hosts, &place.field("hosts"))?;
+        let credentials = match &shape.credentials {
+            Some(shape) => credentials(&shape.0, &place.field("credentials"))?,
+            None => Credentials::default(),
+        };
+        let metrics = metrics(&shape, place)?;
+        let rules = rules(
+            &shape.mapping_rules,
+            &place.field("mapping_rules"),
+            &metrics,
+        )?;
+        let exemptions = exemptions(&shape.exempt, &place.field("exempt"))?;
+        Ok(Self {
+            scope: Scope {
+                cluster: service_management.cluster.clone(),
+                authority: service_management.authority.clone(),
+                service: shape.id.clone(),
+            },
+            id: shape.id,
+            token,
+            hosts,
+            credentials,
+            metrics,
+            rules,
+            exemptions,
+        })
+    }
+}
+
+fn token(
+    shape: &shape::Token,
+    place: &Place<'_>,
+    environment: Environment<'_>,
+) -> Result<Secret, ConfigurationError> {
+    let token = match shape {
+        shape::Token::Literal(token) if token.expose().is_empty() => {
+            return Err(place.error(Problem::EmptyText(
+                "a service token, or { env: NAME } for one from the environment",
+            )));
+        }
+        shape::Token::Literal(token) => token.clone(),
+        shape::Token::Environment(name) => {
+            let place = place.field("env");
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+            if name.is_empty() || !name.bytes().all(plain) {
+                return Err(place.error(Problem::EnvironmentName));
+            }
+            environment(name)
+                .filter(|value| !value.is_empty())
+                .map(Secret::new)
+                .ok_or_else(|| place.error(Problem::Environment))?
+        }
+    };
+    if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(place.error(Problem::TokenCharacters));
+    }
+    Ok(token)
+}
+
+fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, ConfigurationError> {
+    if shape.is_empty() {
+        return Err(place.error(Problem::EmptyList(
+            "at least one host is needed, like api.example.com, or \"*\" for every host",
+        )));
+    }
+    shape
+        .iter()
+        .enumerate()
+        .map(|(index, host)| {
+            HostPattern::parse(host).map_err(|error| {
+                place.index(index).error(Problem::Host {
+                    found: quoted(host),
+                    error,
+                })
+            })
+        })
+        .collect()
+}
+
+fn credentials(
+    shape: &shape::Credentials,
+    place: &Place<'_>,
+) -> Result<Credentials, ConfigurationError> {
+    let place = place.field("user_key");
+    let mut sources = Vec::with_capacity(shape.user_key.len());
+    for (index, shape) in shape.user_key.iter().enumerate() {
+        let place = place.index(index);
+        let named = |field: &str, name: &str, error: SourceError| {
+            place.field(field).error(Problem::SourceName {
+                found: quoted(name),
+                error,
+            })
+        };
+        sources.push(match (&shape.0.query, &shape.0.header) {
+            (Some(name), None) => QueryName::new(name)
+                .map(Source::Query)
+                .map_err(|error| named("query", name, error))?,
+            (None, Some(name)) => HeaderName::new(name)
+                .map(Source::Header)
+                .map_err(|error| named("header", name, error))?,
+            _ => return Err(place.error(Problem::Source)),
+        });
+    }
+    Credentials::user_key(sources).map_err(|error| match error {
+        CredentialsError::Empty => place.error(Problem::EmptyList(
+            "name at least one place to look in, like { query: user_key }",
+        )),
+        CredentialsError::Repeated(index) => place.index(index).error(Problem::RepeatedSource),
+    })
+}
+
+/// The metrics of the hierarchy and of all rules: a metric need not be declared to be counted.
+fn metrics(shape: &shape::Service, place: &Place<'_>) -> Result<Metrics, ConfigurationError> {
+    let declared = shape
+        .metrics
+        .0
+        .iter()
+        .map(|(name, metric)| (name.clone(), metric.0.parent.clone()));
+    let counted = shape
+        .mapping_rules
+        .iter()
+        .flat_map(|rule| &rule.0.usage.0)
+        .map(|(name, _)| (name.clone(), None));
+    Metrics::new(declared.chain(counted)).map_err(|error| misplaced_metric(error, shape, place))
+}
+
+/// Finds the place at which the metric stands that an error is about.
+fn misplaced_metric(
+    error: MetricsError,
+    shape: &shape::Service,
+    place: &Place<'_>,
+) -> ConfigurationError {
+    let (name, field) = match &error {
+        MetricsError::EmptyName => ("", None),
+        MetricsError::LongName { name }
+        | MetricsError::BadName { name }
+        | MetricsError::TooMany { name } => (name.as_str(), None),
+        MetricsError::UnknownParent { name, .. }
+        | MetricsError::TwoParents { name, .. }
+        | MetricsError::Cycle { name } => (name.as_str(), Some("parent")),
+    };
+    let name = name.to_owned();
+    let problem = Problem::Metrics(error);
+    let metrics = place.field("metrics");
+    if shape.metrics.0.iter().any(|(metric, _)| *metric == name) {
+        let metric = metrics.field(&name);
+        return match field {
+            Some(field) => metric.field(field).error(problem),
+            None => metric.error(problem),
+        };
+    }
+    let counts = |rule: &shape::MappingRule| rule.usage.0.iter().any(|(metric, _)| *metric == name);
+    let rule = shape.mapping_rules.iter().position(|rule| counts(&rule.0));
+    match rule {
+        Some(rule) => place
+            .field("mapping_rules")
+            .index(rule)
+            .field("usage")
+            .field(&name)
+            .error(problem),
+        None => metrics.error(problem),
+    }
+}
+
+fn rules(
+    shape: &[shape::Object<shape::MappingRule>],
+    place: &Place<'_>,
+    metrics: &Metrics,
+) -> Result<Rules, ConfigurationError> {
+    if shape.is_empty() {
+        return Err(place.error(Problem::EmptyList(
+            "without a rule that matches, every request is denied; this one matches all: { pattern: \"/\", usage: { hits: 1 } }",
+        )));
+    }
+    let rules: Result<Vec<Rule>, _> = shape
+        .iter()
+        .enumerate()
+        .map(|(index, shape)| rule(&shape.0, &place.index(index), metrics))
+        .collect();
+    rules.map(Rules::compile)
+}
+
+fn rule(
+    shape: &shape::MappingRule,
+    place: &Place<'_>,
+    metrics: &Metrics,
+) -> Result<Rule, ConfigurationError> {
+    let method = shape.method.as_deref().unwrap_or("ANY");
+    // Methods are compared exactly: "get" would silently never match.
+    if method.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        return Err(place.field("method").error(Problem::Method(quoted(method))));
+    }
+    let usage: Result<Vec<(MetricId, u64)>, _> = shape
+        .usage
+        .0
+        .iter()
+        .filter_map(|(name, value)| {
+            let metric = metrics.id(name)?;
+            let place = place.field("usage");
+            Some(delta(value, &place.field(name)).map(|delta| (metric, delta)))
+        })
+        .collect();
+    let query = shape.query.as_ref().map(|query| query.0.as_slice());
+    Rule::new(method, &shape.pattern, query, usage?, shape.last).map_err(|error| {
+        let field = match error {
+            RuleError::Method { .. } => "method",
+            RuleError::NoLeadingSlash { .. }
+            | RuleError::Braces { .. }
+            | RuleError::AnchorInQuery { .. } => "pattern",
+            RuleError::RepeatedParameter { .. } if shape.query.is_some() => "query",
+            RuleError::RepeatedParameter { .. } => "pattern",
+            RuleError::NoUsage { .. }
+            | RuleError::ZeroDelta { .. }
+            | RuleError::LargeDelta { .. } => "usage",
+        };
+        place.field(field).error(Problem::Rule(error))
+    })
+}
+
+/// What a rule adds to a metric: a whole number from 1 to [`MAX_DELTA`].
+fn delta(value: &Value, place: &Place<'_>) -> Result<u64, ConfigurationError> {
+    if value.as_str().is_some_and(|text| text.starts_with('#')) {
+        return Err(place.error(Problem::SetUsage(shown(value))));
+    }
+    value
+        .as_u64()
+        .filter(|delta| (1..=MAX_DELTA).contains(delta))
+        .ok_or_else(|| {
+            place.error(Problem::Number {
+                found: shown(value),
+                least: 1,
+                most: MAX_DELTA,
+            })
+        })
+}
+
+fn exemptions(
+    shape: &[shape::Object<shape::Exemption>],
+    place: &Place<'_>,
+) -> Result<Vec<Exemption>, ConfigurationError> {
+    shape
+        .iter()
+        .enumerate()
+        .map(|(index, shape)| {
+            let place = place.index(index);
+            Exemption::new(shape.0.method.as_deref(), shape.0.path.as_deref()).map_err(|error| {
+                let field = match error {
+                    ExemptionError::Empty => return place.error(Problem::Exemption(error)),
+                    ExemptionError::Method(_) => "method",
+                    ExemptionError::Relative(_)
+                    | ExemptionError::Wildcard(_)
+                    | ExemptionError::NotPlain(_) => "path",
+                };
+                place.field(field).error(Problem::Exemption(error))
+            })
+        })
+        .collect()
+}

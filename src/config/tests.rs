@@ -1,0 +1,1027 @@
+//! What a configuration may say, and what is said about one that may not stand.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::credentials::{HeaderName, QueryName, Source};
+use crate::mapping::Usage;
+use crate::request::{Headers, Request};
+use std::time::Duration;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+/// The variables that tests may name.
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "TG_SERVICE_TOKEN" => Some("from-the-environment".to_owned()),
+        "TG_EMPTY" => Some(String::new()),
+        "TG_LINE" => Some("s3cr3t\n".to_owned()),
+        _ => None,
+    }
+}
+
+/// The shortest configuration that can stand.
+fn shortest() -> Value {
+    json!({
+        "service_management": { "cluster": "service-management", "authority": "su1.3scale.net" },
+        "services": [{
+            "id": "1001",
+            "token": "s3cr3t",
+            "hosts": ["api.example.com"],
+            "mapping_rules": [{ "pattern": "/", "usage": { "hits": 1 } }],
+        }],
+    })
+}
+
+/// The shortest configuration with the value at this JSON pointer replaced or added.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut configuration = shortest();
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    match configuration.pointer_mut(parent).unwrap() {
+        Value::Object(fields) => {
+            fields.insert(name.to_owned(), value);
+        }
+        Value::Array(items) => items.push(value),
+        _ => panic!("{pointer}"),
+    }
+    configuration
+}
+
+fn without(pointer: &str) -> Value {
+    let mut configuration = shortest();
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    let parent = configuration.pointer_mut(parent).unwrap();
+    parent.as_object_mut().unwrap().remove(name).unwrap();
+    configuration
+}
+
+fn parse(configuration: &Value) -> Result<Configuration, ConfigurationError> {
+    Configuration::parse(configuration.to_string().as_bytes(), &environment)
+}
+
+fn error(configuration: &Value) -> String {
+    parse(configuration).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let configuration = parse(&shortest()).unwrap();
+    assert_eq!(
+        configuration.service_management,
+        ServiceManagement {
+            cluster: "service-management".to_owned(),
+            authority: "su1.3scale.net".to_owned(),
+            timeout: Duration::from_secs(1),
+        }
+    );
+    assert_eq!(
+        configuration.authorization,
+        AuthorizationSettings {
+            ttl: Duration::from_secs(60),
+            negative_ttl: Duration::from_secs(10),
+            stale_if_error: Duration::from_secs(600),
+            capacity: 16_384,
+            unknown: Unknown::Deny,
+        }
+    );
+    assert_eq!(
+        configuration.reporting,
+        ReportingSettings {
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+            uncertain: Uncertain::Resend,
+            batch: 100,
+        }
+    );
+    assert_eq!(configuration.unmatched_hosts, UnmatchedHosts::Deny);
+    let service = &configuration.services[0];
+    assert_eq!(
+        service.credentials.sources(),
+        [Source::Query(QueryName::new("user_key").unwrap())]
+    );
+    assert!(service.exemptions.is_empty());
+}
+
+#[test]
+fn every_field_is_read() {
+    let configuration = json!({
+        "service_management": {
+            "cluster": "backend", "authority": "backend.local:3000", "timeout": "250ms",
+        },
+        "services": [
+            {
+                "id": "1001",
+                "token": { "env": "TG_SERVICE_TOKEN" },
+                "hosts": ["api.example.com", "*.partners.example.com"],
+                "credentials": { "user_key": [{ "header": "X-Api-Key" }, { "query": "key" }] },
+                "mapping_rules": [
+                    { "method": "GET", "pattern": "/v1/orders/{id}$", "usage": { "orders": 2 }, "last": true },
+                    { "method": "ANY", "pattern": "/", "query": { "kind": "full" }, "usage": { "hits": 1 } },
+                ],
+                "metrics": { "orders": { "parent": "hits" }, "unused": {} },
+                "exempt": [{ "method": "OPTIONS" }, { "path": "/healthz" }, { "method": "GET", "path": "/public/*" }],
+            },
+            {
+                "id": "1002",
+                "token": "s3cr3t",
+                "hosts": ["*"],
+                "mapping_rules": [{ "pattern": "/", "usage": { "hits": 1 } }],
+            },
+        ],
+        "authorization": {
+            "ttl": "1d", "negative_ttl": "1s", "stale_if_error": "0s", "capacity": 1_000_000, "unknown": "allow",
+        },
+        "reporting": { "interval": "100ms", "timeout": "60s", "uncertain": "drop", "batch": 1 },
+        "unmatched_hosts": "pass",
+    });
+    let configuration = parse(&configuration).unwrap();
+    assert_eq!(
+        configuration.service_management,
+        ServiceManagement {
+            cluster: "backend".to_owned(),
+            authority: "backend.local:3000".to_owned(),
+            timeout: Duration::from_millis(250),
+        }
+    );
+    assert_eq!(
+        configuration.authorization,
+        AuthorizationSettings {
+            ttl: Duration::from_secs(86_400),
+            negative_ttl: Duration::from_secs(1),
+            stale_if_error: Duration::ZERO,
+            capacity: 1_000_000,
+            unknown: Unknown::Allow,
+        }
+    );
+    assert_eq!(
+        configuration.reporting,
+        ReportingSettings {
+            interval: Duration::from_millis(100),
+            timeout: Duration::from_secs(60),
+            uncertain: Uncertain::Drop,
+            batch: 1,
+        }
+    );
+    assert_eq!(configuration.unmatched_hosts, UnmatchedHosts::Pass);
+
+    let (index, service) = configuration
+        .service_for(b"a.partners.example.com:443")
+        .unwrap();
+    assert_eq!((index, service.id.as_str()), (0, "1001"));
+    assert_eq!(service.token.expose(), "from-the-environment");
+    assert_eq!(service.scope.cluster, "backend");
+    assert_eq!(service.scope.authority, "backend.local:3000");
+    assert_eq!(service.scope.service, "1001");
+    assert_eq!(
+        service.credentials.sources(),
+        [
+            Source::Header(HeaderName::new("x-api-key").unwrap()),
+            Source::Query(QueryName::new("key").unwrap()),
+        ]
+    );
+    let orders = service.metrics.id("orders").unwrap();
+    let hits = service.metrics.id("hits").unwrap();
+    assert_eq!(service.metrics.ancestors(orders), [hits]);
+    assert!(service.metrics.id("unused").is_some());
+    let usage = |method: &[u8], target: &[u8]| {
+        let mut usage = Usage::default();
+        let matched = service.rules.matching(method, target, &mut usage);
+        matched.then(|| usage.iter().collect::<Vec<_>>())
+    };
+    assert_eq!(
+        usage(b"GET", b"/v1/orders/7?kind=full"),
+        Some(vec![(orders, 2)])
+    );
+    assert_eq!(
+        usage(b"PUT", b"/v1/orders/7?kind=full"),
+        Some(vec![(hits, 1)])
+    );
+    assert_eq!(usage(b"PUT", b"/v1/orders/7"), None);
+    let exempt = |method: &[u8], target: &[u8]| {
+        service.is_exempt(&Request {
+            method,
+            authority: b"api.example.com",
+            target,
+            headers: Headers { pairs: &[] },
+        })
+    };
+    assert!(exempt(b"OPTIONS", b"/v1"));
+    assert!(exempt(b"POST", b"/healthz"));
+    assert!(exempt(b"GET", b"/public/a"));
+    assert!(!exempt(b"POST", b"/public/a"));
+
+    let (index, service) = configuration.service_for(b"anything").unwrap();
+    assert_eq!((index, service.id.as_str()), (1, "1002"));
+}
+
+#[test]
+fn the_bounds_are_included() {
+    for (pointer, value) in [
+        (
+            "/authorization",
+            json!({ "ttl": "1s", "negative_ttl": "24h", "stale_if_error": "7d" }),
+        ),
+        ("/authorization", json!({ "capacity": 8 })),
+        ("/authorization", json!({ "capacity": 1_048_576 })),
+        (
+            "/reporting",
+            json!({ "interval": "1m", "timeout": "1ms", "batch": 1_000 }),
+        ),
+        ("/service_management/timeout", json!("1ms")),
+        ("/service_management/timeout", json!("60s")),
+        (
+            "/services/0/mapping_rules/0/usage/hits",
+            json!(1_000_000_000_000_u64),
+        ),
+    ] {
+        parse(&with(pointer, value.clone())).unwrap_or_else(|error| panic!("{value}: {error}"));
+    }
+}
+
+#[test]
+fn white_space_and_a_byte_order_mark_around_a_configuration_do_not_matter() {
+    let text = format!("\u{feff} \r\n{}\n\n", shortest());
+    assert!(Configuration::parse(text.as_bytes(), &environment).is_ok());
+}
+
+#[test]
+fn bytes_that_are_no_object_are_refused() {
+    for (bytes, message) in [
+        (
+            &b""[..],
+            "configuration: is empty: put Tollgate's settings, an object, into the configuration of the plugin",
+        ),
+        (
+            b" \n",
+            "configuration: is empty: put Tollgate's settings, an object, into the configuration of the plugin",
+        ),
+        (
+            b"\xef\xbb\xbf",
+            "configuration: is empty: put Tollgate's settings, an object, into the configuration of the plugin",
+        ),
+        (
+            b"services:\n",
+            "configuration: is not JSON: expected value at line 1 column 1",
+        ),
+        (
+            b"{",
+            "configuration: is not JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        (
+            b"{\"services\": [{\"id\": \"\xff\"}]}",
+            "configuration: is not JSON: invalid unicode code point at line 1 column 23",
+        ),
+        (b"[]", "configuration: is a list, must be an object"),
+        (
+            b"null",
+            "configuration: is empty: put Tollgate's settings, an object, into the configuration of the plugin",
+        ),
+    ] {
+        let error = Configuration::parse(bytes, &environment).unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    let twice = format!("{}{}", shortest(), shortest());
+    let error = Configuration::parse(twice.as_bytes(), &environment).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("configuration: is not JSON: trailing characters at line 1"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_missing_field_is_named_with_what_it_is_for() {
+    for (pointer, message) in [
+        (
+            "/service_management",
+            "service_management: is missing: it names the cluster to ask, like { cluster: service-management, authority: su1.3scale.net }",
+        ),
+        (
+            "/service_management/cluster",
+            "service_management.cluster: is missing: the name of the Envoy cluster of service management",
+        ),
+        (
+            "/service_management/authority",
+            "service_management.authority: is missing: the host of service management, like su1.3scale.net",
+        ),
+        (
+            "/services",
+            "services: is missing: the list of services that this gateway guards",
+        ),
+        (
+            "/services/0/id",
+            "services[0].id: is missing: the service's id at service management, like \"1001\"",
+        ),
+        (
+            "/services/0/token",
+            "services[0].token: is missing: the service token, like { env: TG_SERVICE_TOKEN }",
+        ),
+        (
+            "/services/0/hosts",
+            "services[0].hosts: is missing: the hosts of the service's requests, like [api.example.com]",
+        ),
+        (
+            "/services/0/mapping_rules",
+            "services[0].mapping_rules: is missing: what requests count as, like [{ pattern: \"/\", usage: { hits: 1 } }]",
+        ),
+        (
+            "/services/0/mapping_rules/0/pattern",
+            "services[0].mapping_rules[0].pattern: is missing: the paths that the rule is for, like \"/v1/orders/{id}$\"",
+        ),
+        (
+            "/services/0/mapping_rules/0/usage",
+            "services[0].mapping_rules[0].usage: is missing: what a request counts as, like { hits: 1 }",
+        ),
+    ] {
+        assert_eq!(error(&without(pointer)), message);
+    }
+    assert_eq!(
+        error(&with("/services/0/credentials", json!({}))),
+        "services[0].credentials.user_key: is missing: where the key is, like [{ header: x-api-key }]"
+    );
+}
+
+#[test]
+fn an_unknown_field_is_named_with_what_there_is() {
+    for (pointer, message) in [
+        (
+            "/service",
+            "service: is unknown; the fields here are service_management, services, authorization, reporting, unmatched_hosts",
+        ),
+        (
+            "/service_management/path",
+            "service_management.path: is unknown; the fields here are cluster, authority, timeout",
+        ),
+        (
+            "/services/0/host",
+            "services[0].host: is unknown; the fields here are id, token, hosts, credentials, mapping_rules, metrics, exempt",
+        ),
+        (
+            "/services/0/mapping_rules/0/verb",
+            "services[0].mapping_rules[0].verb: is unknown; the fields here are method, pattern, query, usage, last",
+        ),
+        (
+            "/services/0/mapping_rules/0/a b",
+            "services[0].mapping_rules[0][\"a b\"]: is unknown; the fields here are method, pattern, query, usage, last",
+        ),
+    ] {
+        assert_eq!(error(&with(pointer, json!(1))), message);
+    }
+    for (pointer, value, message) in [
+        (
+            "/authorization",
+            json!({ "TTL": "1s" }),
+            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown",
+        ),
+        (
+            "/reporting",
+            json!({ "size": 1 }),
+            "reporting.size: is unknown; the fields here are interval, timeout, uncertain, batch",
+        ),
+        (
+            "/services/0/credentials",
+            json!({ "app_id": [] }),
+            "services[0].credentials.app_id: is unknown; the fields here are user_key",
+        ),
+        (
+            "/services/0/credentials",
+            json!({ "user_key": [{ "cookie": "a" }] }),
+            "services[0].credentials.user_key[0].cookie: is unknown; the fields here are query, header",
+        ),
+        (
+            "/services/0/metrics",
+            json!({ "a": { "parents": "b" } }),
+            "services[0].metrics.a.parents: is unknown; the fields here are parent",
+        ),
+        (
+            "/services/0/exempt",
+            json!([{ "paths": "/" }]),
+            "services[0].exempt[0].paths: is unknown; the fields here are method, path",
+        ),
+    ] {
+        assert_eq!(error(&with(pointer, value)), message);
+    }
+}
+
+#[test]
+fn a_field_that_stands_there_twice_is_refused() {
+    let text = shortest().to_string();
+    for (once, twice, path) in [
+        (
+            r#""id":"1001""#,
+            r#""id":"1001","id":"1002""#,
+            "services[0].id",
+        ),
+        (
+            r#""hits":1"#,
+            r#""hits":1,"hits":2"#,
+            "services[0].mapping_rules[0].usage.hits",
+        ),
+    ] {
+        assert!(text.contains(once));
+        let text = text.replace(once, twice);
+        let error = Configuration::parse(text.as_bytes(), &environment).unwrap_err();
+        assert_eq!(error.to_string(), format!("{path}: stands here twice"));
+    }
+}
+
+#[test]
+fn a_value_of_another_type_is_refused_and_not_repeated() {
+    for (pointer, value, message) in [
+        (
+            "/services",
+            json!({}),
+            "services: is an object, must be a list",
+        ),
+        (
+            "/services/0",
+            json!("x"),
+            "services[1]: is a string, must be an object",
+        ),
+        (
+            "/services/0",
+            json!(["1001", "s3cr3t", ["h"], []]),
+            "services[1]: is a list, must be an object",
+        ),
+        (
+            "/services/0/id",
+            json!(1001),
+            "services[0].id: is a number, must be a string: put it in quotes",
+        ),
+        (
+            "/services/0/token",
+            json!(31337),
+            "services[0].token: is a number, must be a string or { env: NAME }: put it in quotes",
+        ),
+        (
+            "/services/0/token",
+            json!({ "s3cr3t": null }),
+            "services[0].token: must be a string or { env: NAME }",
+        ),
+        (
+            "/services/0/token",
+            json!({}),
+            "services[0].token: must be a string or { env: NAME }",
+        ),
+        (
+            "/services/0/token",
+            json!({ "env": 31337 }),
+            "services[0].token.env: is a number, must be a string: put it in quotes",
+        ),
+        (
+            "/services/0/hosts",
+            json!("api.example.com"),
+            "services[0].hosts: is a string, must be a list",
+        ),
+        (
+            "/services/0/hosts",
+            json!([1.5]),
+            "services[0].hosts[0]: is a number, must be a string: put it in quotes",
+        ),
+        (
+            "/services/0/credentials",
+            json!(null),
+            "services[0].credentials: is null, must be an object: fill it in, or leave the field out if it is optional",
+        ),
+        (
+            "/services/0/exempt",
+            json!(true),
+            "services[0].exempt: is true or false, must be a list",
+        ),
+        (
+            "/services/0/metrics",
+            json!([]),
+            "services[0].metrics: is a list, must be an object",
+        ),
+        (
+            "/services/0/metrics",
+            json!({ "a": "hits" }),
+            "services[0].metrics.a: is a string, must be an object",
+        ),
+        (
+            "/services/0/mapping_rules/0/last",
+            json!("yes"),
+            "services[0].mapping_rules[0].last: is a string, must be true or false",
+        ),
+        (
+            "/services/0/mapping_rules/0/query",
+            json!({ "page": 1 }),
+            "services[0].mapping_rules[0].query.page: is a number, must be a string: put it in quotes",
+        ),
+        (
+            "/services/0/mapping_rules/0/usage",
+            json!(1),
+            "services[0].mapping_rules[0].usage: is a number, must be an object",
+        ),
+        (
+            "/authorization",
+            json!("60s"),
+            "authorization: is a string, must be an object",
+        ),
+    ] {
+        assert_eq!(error(&with(pointer, value)), message);
+    }
+}
+
+#[test]
+fn a_setting_out_of_bounds_is_refused_with_the_bounds() {
+    let form = "a duration is a whole number with its unit in quotes, like \"500ms\", \"10s\", \"10m\", \"1h\" or \"1d\"";
+    for (pointer, value, message) in [
+        (
+            "/service_management/timeout",
+            json!("0s"),
+            "service_management.timeout: \"0s\": must be from 1ms to 1m".to_owned(),
+        ),
+        (
+            "/service_management/timeout",
+            json!("61s"),
+            "service_management.timeout: \"61s\": must be from 1ms to 1m".to_owned(),
+        ),
+        (
+            "/service_management/timeout",
+            json!(1),
+            format!("service_management.timeout: 1: {form}"),
+        ),
+        (
+            "/service_management/timeout",
+            json!(null),
+            format!("service_management.timeout: null: {form}"),
+        ),
+        (
+            "/authorization",
+            json!({ "ttl": "999ms" }),
+            "authorization.ttl: \"999ms\": must be from 1s to 1d".to_owned(),
+        ),
+        (
+            "/authorization",
+            json!({ "ttl": "1m30s" }),
+            format!("authorization.ttl: \"1m30s\": {form}"),
+        ),
+        (
+            "/authorization",
+            json!({ "ttl": ["1s"] }),
+            format!("authorization.ttl: a list: {form}"),
+        ),
+        (
+            "/authorization",
+            json!({ "negative_ttl": "2d" }),
+            "authorization.negative_ttl: \"2d\": must be from 1s to 1d".to_owned(),
+        ),
+        (
+            "/authorization",
+            json!({ "stale_if_error": "8d" }),
+            "authorization.stale_if_error: \"8d\": must be from 0s to 7d".to_owned(),
+        ),
+        (
+            "/authorization",
+            json!({ "capacity": 7 }),
+            "authorization.capacity: 7: must be a whole number from 8 to 1048576".to_owned(),
+        ),
+        (
+            "/authorization",
+            json!({ "capacity": 1_048_577 }),
+            "authorization.capacity: 1048577: must be a whole number from 8 to 1048576".to_owned(),
+        ),
+        (
+            "/authorization",
+            json!({ "capacity": 4_294_967_304_u64 }),
+            "authorization.capacity: 4294967304: must be a whole number from 8 to 1048576"
+                .to_owned(),
+        ),
+        (
+            "/authorization",
+            json!({ "capacity": "16384" }),
+            "authorization.capacity: \"16384\": must be a whole number from 8 to 1048576"
+                .to_owned(),
+        ),
+        (
+            "/authorization",
+            json!({ "unknown": "maybe" }),
+            "authorization.unknown: \"maybe\": must be deny or allow".to_owned(),
+        ),
+        (
+            "/reporting",
+            json!({ "interval": "99ms" }),
+            "reporting.interval: \"99ms\": must be from 100ms to 1m".to_owned(),
+        ),
+        (
+            "/reporting",
+            json!({ "timeout": "2m" }),
+            "reporting.timeout: \"2m\": must be from 1ms to 1m".to_owned(),
+        ),
+        (
+            "/reporting",
+            json!({ "uncertain": true }),
+            "reporting.uncertain: true: must be resend or drop".to_owned(),
+        ),
+        (
+            "/reporting",
+            json!({ "batch": 0 }),
+            "reporting.batch: 0: must be a whole number from 1 to 1000".to_owned(),
+        ),
+        (
+            "/reporting",
+            json!({ "batch": 1.5 }),
+            "reporting.batch: 1.5: must be a whole number from 1 to 1000".to_owned(),
+        ),
+        (
+            "/unmatched_hosts",
+            json!("allow"),
+            "unmatched_hosts: \"allow\": must be deny or pass".to_owned(),
+        ),
+    ] {
+        assert_eq!(error(&with(pointer, value)), message);
+    }
+}
+
+#[test]
+fn a_service_management_that_cannot_be_called_is_refused() {
+    let authority = |found: &str| {
+        format!(
+            "service_management.authority: {found}: must be a host, perhaps with a port, and nothing else, like \"su1.3scale.net\""
+        )
+    };
+    for (pointer, value, message) in [
+        (
+            "/service_management/cluster",
+            "",
+            "service_management.cluster: is empty: it must be the name of an Envoy cluster"
+                .to_owned(),
+        ),
+        ("/service_management/authority", "", authority("\"\"")),
+        (
+            "/service_management/authority",
+            "https://su1.3scale.net",
+            authority("\"https://su1.3scale.net\""),
+        ),
+        (
+            "/service_management/authority",
+            "a\r\nb",
+            authority("\"a\\r\\nb\""),
+        ),
+    ] {
+        assert_eq!(error(&with(pointer, json!(value))), message);
+    }
+}
+
+#[test]
+fn a_service_needs_an_id_of_its_own() {
+    let form = "an id has at most 128 letters, digits and characters like \"-\", and no white space, like \"1001\"";
+    for id in ["", "10 01", "\u{fc}", &"1".repeat(129)] {
+        let shown = error::quoted(id);
+        let message = format!("services[0].id: {shown}: {form}");
+        assert_eq!(error(&with("/services/0/id", json!(id))), message);
+    }
+    let mut again = shortest()["services"][0].clone();
+    again["hosts"] = json!(["other.example.com"]);
+    assert_eq!(
+        error(&with("/services/1", again)),
+        "services[1].id: \"1001\": is the id of services[0], too; each service stands here once"
+    );
+    assert_eq!(
+        error(&with("/services", json!([]))),
+        "services: is empty: at least one service is needed, or all requests are denied"
+    );
+}
+
+#[test]
+fn a_token_that_cannot_be_one_is_refused_and_not_shown() {
+    let unset = "services[0].token.env: the variable is not set or empty in the environment of the plugin's VM: hand it on with vm_config.environment_variables, like { host_env_keys: [TG_SERVICE_TOKEN] } (in Istio: vmConfig.env with valueFrom: HOST)";
+    let name = "services[0].token.env: must be the name of an environment variable: letters, digits and \"_\", like TG_SERVICE_TOKEN";
+    let characters = "services[0].token: the token has white space or control characters in it; is there a line break at its end?";
+    for (token, message) in [
+        (json!({ "env": "TG_NOT_THERE" }), unset),
+        (json!({ "env": "TG_EMPTY" }), unset),
+        (json!({ "env": "" }), name),
+        (json!({ "env": "$s3cr3t" }), name),
+        (
+            json!(""),
+            "services[0].token: is empty: it must be a service token, or { env: NAME } for one from the environment",
+        ),
+        (json!("s3cr3t "), characters),
+        (json!({ "env": "TG_LINE" }), characters),
+    ] {
+        let configuration = with("/services/0/token", token);
+        assert_eq!(error(&configuration), message);
+        let debug = format!("{:?}", parse(&configuration).unwrap_err());
+        assert!(!debug.contains("s3cr3t"), "{debug}");
+    }
+}
+
+#[test]
+fn debug_output_of_a_configuration_does_not_show_a_token() {
+    let debug = format!("{:?}", parse(&shortest()).unwrap());
+    assert!(
+        debug.contains("[secret]") && !debug.contains("s3cr3t"),
+        "{debug}"
+    );
+}
+
+#[test]
+fn a_host_that_is_none_is_refused_with_an_example() {
+    let name = "a host has labels of letters, digits, \"-\" and \"_\" with dots between them, in punycode if it is international, like \"api.example.com\"";
+    let place = "\"*\" stands for whole labels at the beginning, like \"*.example.com\", or alone for every host";
+    for (host, explanation) in [
+        ("", "a host is needed, like \"api.example.com\""),
+        (
+            "*.",
+            "a wildcard needs a domain after \"*.\", like \"*.example.com\"",
+        ),
+        ("*example.com", place),
+        ("api.*.com", place),
+        ("*.*.com", place),
+        (
+            "https://api.example.com",
+            "a host has no scheme and no path, like \"api.example.com\"",
+        ),
+        (
+            "api.example.com:8080",
+            "leave the port out: a host is covered on every port",
+        ),
+        (
+            "[::1]:80",
+            "leave the port out: a host is covered on every port",
+        ),
+        ("::1", name),
+        ("[::g]", name),
+        ("a..b", name),
+        ("a b", name),
+        ("b\u{fc}cher.example", name),
+        (".", name),
+    ] {
+        let hosts = json!(["api.example.com", host]);
+        assert_eq!(
+            error(&with("/services/0/hosts", hosts)),
+            format!("services[0].hosts[1]: {host:?}: {explanation}")
+        );
+    }
+    assert_eq!(
+        error(&with("/services/0/hosts", json!([]))),
+        "services[0].hosts: is empty: at least one host is needed, like api.example.com, or \"*\" for every host"
+    );
+}
+
+#[test]
+fn a_host_cannot_have_two_services() {
+    let mut other = shortest()["services"][0].clone();
+    other["id"] = json!("1002");
+    other["hosts"] = json!(["other.example.com", "API.example.com."]);
+    assert_eq!(
+        error(&with("/services/1", other)),
+        "services[1].hosts[1]: \"api.example.com\": belongs to service \"1001\" already (services[0].hosts[0]); a host can have one service only"
+    );
+    assert_eq!(
+        error(&with(
+            "/services/0/hosts",
+            json!(["*.a.com", "*", "*.A.com"])
+        )),
+        "services[0].hosts[2]: \"*.a.com\": belongs to service \"1001\" already (services[0].hosts[0]); a host can have one service only"
+    );
+}
+
+#[test]
+fn a_place_for_credentials_that_is_none_is_refused() {
+    let one =
+        "must name exactly one place to look in, like { query: user_key } or { header: x-api-key }";
+    for (sources, message) in [
+        (json!([]), "services[0].credentials.user_key: is empty: name at least one place to look in, like { query: user_key }".to_owned()),
+        (json!([{}]), format!("services[0].credentials.user_key[0]: {one}")),
+        (json!([{ "query": "a" }, { "query": "a", "header": "a" }]), format!("services[0].credentials.user_key[1]: {one}")),
+        (json!([{ "query": "" }]), "services[0].credentials.user_key[0].query: \"\": a name is needed, like user_key".to_owned()),
+        (json!([{ "header": ":path" }]), "services[0].credentials.user_key[0].header: \":path\": a header name has letters, digits, and characters like \"-\" and \"_\", like x-api-key".to_owned()),
+        (json!([{ "header": "a" }, { "header": "A" }]), "services[0].credentials.user_key[1]: is named before; each place is searched once".to_owned()),
+    ] {
+        let credentials = json!({ "user_key": sources });
+        assert_eq!(error(&with("/services/0/credentials", credentials)), message);
+    }
+}
+
+#[test]
+fn a_usage_that_cannot_be_counted_is_refused() {
+    let bounds = "must be a whole number from 1 to 1000000000000";
+    let path = "services[0].mapping_rules[0].usage.hits";
+    for value in [
+        json!(0),
+        json!(-1),
+        json!(1.5),
+        json!("1"),
+        json!(null),
+        json!(1_000_000_000_001_u64),
+    ] {
+        assert_eq!(
+            error(&with(
+                "/services/0/mapping_rules/0/usage/hits",
+                value.clone()
+            )),
+            format!("{path}: {value}: {bounds}")
+        );
+    }
+    assert_eq!(
+        error(&with("/services/0/mapping_rules/0/usage/hits", json!("#5"))),
+        format!(
+            "{path}: \"#5\": usage can add only: setting a counter would overwrite what other gateways have counted; must be a whole number, like 1"
+        )
+    );
+}
+
+#[test]
+fn a_mapping_rule_that_is_none_is_refused() {
+    let path = "services[0].mapping_rules[0]";
+    for (field, value, message) in [
+        (
+            "method",
+            json!("get"),
+            format!("{path}.method: \"get\": a method is a word in capitals, like GET, or ANY"),
+        ),
+        (
+            "method",
+            json!("G T"),
+            format!(
+                "{path}.method: method \"G T\" is not an HTTP method (RFC 9110, section 9.1), nor ANY"
+            ),
+        ),
+        (
+            "pattern",
+            json!("v1"),
+            format!("{path}.pattern: pattern \"v1\" does not start with /"),
+        ),
+        (
+            "pattern",
+            json!("/{a"),
+            format!(
+                "{path}.pattern: pattern \"/{{a\": each {{ needs its }} in the same segment, and no other brace between; a literal brace is written %7B or %7D"
+            ),
+        ),
+        (
+            "pattern",
+            json!("/?a=1$"),
+            format!(
+                "{path}.pattern: pattern \"/?a=1$\": $ ends the path, so it stands before the ?; a literal $ at the end is written %24"
+            ),
+        ),
+        (
+            "pattern",
+            json!("/?a=1&a=2"),
+            format!(
+                "{path}.pattern: pattern \"/?a=1&a=2\": query parameter \"a\" is constrained twice"
+            ),
+        ),
+        (
+            "usage",
+            json!({}),
+            format!(
+                "{path}.usage: pattern \"/\": a rule that counts nothing must be `last`, to say that these requests are free"
+            ),
+        ),
+    ] {
+        let pointer = format!("/services/0/mapping_rules/0/{field}");
+        assert_eq!(error(&with(&pointer, value)), message);
+    }
+    assert_eq!(
+        error(&with("/services/0/mapping_rules", json!([]))),
+        "services[0].mapping_rules: is empty: without a rule that matches, every request is denied; this one matches all: { pattern: \"/\", usage: { hits: 1 } }"
+    );
+}
+
+#[test]
+fn a_hierarchy_that_is_none_is_refused() {
+    let orders = |parent: &str| json!({ "orders": { "parent": parent } });
+    assert_eq!(
+        error(&with("/services/0/metrics", orders("hist"))),
+        "services[0].metrics.orders.parent: metric \"orders\": its parent \"hist\" is not a known metric: count it in a mapping rule, or declare it in metrics, like { hist: {} }"
+    );
+    assert_eq!(
+        error(&with("/services/0/metrics", orders("orders"))),
+        "services[0].metrics.orders.parent: metric \"orders\" is its own ancestor"
+    );
+    assert_eq!(
+        error(&with("/services/0/metrics", json!({ "a b": {} }))),
+        "services[0].metrics[\"a b\"]: metric \"a b\": a system name has only visible ASCII characters, and no spaces"
+    );
+    assert_eq!(
+        error(&with("/services/0/mapping_rules/0/usage", json!({ "": 1 }))),
+        "services[0].mapping_rules[0].usage[\"\"]: a metric has an empty name"
+    );
+}
+
+#[test]
+fn an_exemption_that_is_none_is_refused() {
+    let plain = "an exempt path has letters, digits and plain punctuation, without \"%\", \";\", \"?\", \"//\", \"/./\" and \"/../\": servers read those in several ways";
+    let method =
+        "a method is a word in capitals, like OPTIONS; without one, every method is exempt";
+    for (exemption, message) in [
+        (json!({}), "services[0].exempt[0]: names neither a method nor a path, like { method: OPTIONS } or { path: /healthz }".to_owned()),
+        (json!({ "method": "options" }), format!("services[0].exempt[0].method: \"options\": {method}")),
+        (json!({ "method": "ANY", "path": "/" }), format!("services[0].exempt[0].method: \"ANY\": {method}")),
+        (json!({ "path": "healthz" }), "services[0].exempt[0].path: \"healthz\": a path begins with \"/\", like \"/healthz\"".to_owned()),
+        (json!({ "path": "*" }), "services[0].exempt[0].path: \"*\": a path begins with \"/\", like \"/healthz\"".to_owned()),
+        (json!({ "path": "/*/a" }), "services[0].exempt[0].path: \"/*/a\": \"*\" may stand at the end only, like \"/public/*\"".to_owned()),
+        (json!({ "path": "/a%20b" }), format!("services[0].exempt[0].path: \"/a%20b\": {plain}")),
+        (json!({ "path": "/a/../b" }), format!("services[0].exempt[0].path: \"/a/../b\": {plain}")),
+        (json!({ "path": "/a?b" }), format!("services[0].exempt[0].path: \"/a?b\": {plain}")),
+        (json!({ "path": "//*" }), format!("services[0].exempt[0].path: \"//*\": {plain}")),
+    ] {
+        assert_eq!(error(&with("/services/0/exempt", json!([exemption]))), message);
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Any JSON, with values that mean something here among the others.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,20}".prop_map(Value::from),
+            "[/*.:\\[\\]a-z0-9{}$?#%]{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 6, |inner| {
+            let name = prop_oneof![
+                "[a-z_]{0,8}",
+                Just("env".to_owned()),
+                Just("hits".to_owned())
+            ];
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                proptest::collection::vec((name, inner), 0..6)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// Every place of a configuration that names all fields.
+    fn pointers(value: &Value, at: &str, into: &mut Vec<String>) {
+        into.push(at.to_owned());
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    pointers(
+                        value,
+                        &format!("{at}/{}", name.replace('~', "~0").replace('/', "~1")),
+                        into,
+                    );
+                }
+            }
+            Value::Array(items) => {
+                for (index, value) in items.iter().enumerate() {
+                    pointers(value, &format!("{at}/{index}"), into);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn full() -> Value {
+        let mut full = with(
+            "/authorization",
+            json!({ "ttl": "60s", "negative_ttl": "10s", "stale_if_error": "10m", "capacity": 8, "unknown": "deny" }),
+        );
+        full["reporting"] =
+            json!({ "interval": "10s", "uncertain": "drop", "timeout": "5s", "batch": 10 });
+        full["unmatched_hosts"] = json!("pass");
+        full["service_management"]["timeout"] = json!("1s");
+        let service = &mut full["services"][0];
+        service["token"] = json!({ "env": "TG_SERVICE_TOKEN" });
+        service["credentials"] = json!({ "user_key": [{ "query": "a" }, { "header": "b" }] });
+        service["metrics"] = json!({ "orders": { "parent": "hits" } });
+        service["exempt"] = json!([{ "method": "GET", "path": "/a/*" }]);
+        service["mapping_rules"][0]["query"] = json!({ "a": "b" });
+        service["mapping_rules"][0]["method"] = json!("GET");
+        service["mapping_rules"][0]["last"] = json!(true);
+        full
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Configuration::parse(&bytes, &environment);
+        }
+
+        #[test]
+        fn no_json_in_any_place_is_too_strange_and_every_error_names_the_place(
+            value in any_json(),
+            choice: proptest::sample::Index,
+        ) {
+            let mut configuration = full();
+            prop_assert!(parse(&configuration).is_ok());
+            let mut places = Vec::new();
+            pointers(&configuration, "", &mut places);
+            let place = choice.get(&places);
+            *configuration.pointer_mut(place).unwrap() = value;
+            if let Err(error) = parse(&configuration) {
+                let known = ["configuration", "service_management", "services", "authorization", "reporting", "unmatched_hosts"];
+                prop_assert!(
+                    place.is_empty() || known.iter().any(|start| error.path.starts_with(start)),
+                    "{}", error
+                );
+                prop_assert!(!error.problem.to_string().is_empty());
+            }
+        }
+    }
+}

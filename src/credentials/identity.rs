@@ -1,0 +1,180 @@
+//! The digest under which an application's record is found.
+//!
+//! Apart from finding the credential because this is about what two requests must
+//! have in common to share a record: the same service of the same service
+//! management, and the same credential. The digest is keyed, so that nobody
+//! outside can prepare keys that fall on the same slots, and 128 bits wide, so that
+//! no two applications ever share one by chance.
+
+use std::fmt;
+use std::hash::Hasher;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use super::Credential;
+
+/// The service that an application belongs to, by the names that service management
+/// knows it by. Two configurations that name the same scope share records.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Scope {
+    /// The Envoy cluster of service management.
+    pub cluster: String,
+    /// The `:authority` of calls to it.
+    pub authority: String,
+    /// The service's id there.
+    pub service: String,
+}
+
+/// Digests the identities of one scope.
+///
+/// The scope's part is hashed once; each digest goes on from a copy of that state.
+#[derive(Clone)]
+pub struct Identities {
+    scope: SipHasher13,
+}
+
+/// The keyed digest of an identity: of scope, kind and value. Opaque: without the key
+/// it says nothing about the credential, and it may be logged.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 16]);
+
+impl Scope {
+    /// A number that stands for this scope in keys and records of one process, under
+    /// the key of its digests. 64 bits: with a thousand services, two share a number
+    /// once in 10^13 processes.
+    #[must_use]
+    pub fn number(&self, key: &[u8; 16]) -> u64 {
+        Identities::new(key, self).scope.finish128().h1
+    }
+}
+
+impl Identities {
+    /// The identities of this scope under this key, 16 random bytes that all VMs of
+    /// the process share.
+    #[must_use]
+    pub fn new(key: &[u8; 16], scope: &Scope) -> Self {
+        let mut hasher = SipHasher13::new_with_key(key);
+        write(&mut hasher, scope.cluster.as_bytes());
+        write(&mut hasher, scope.authority.as_bytes());
+        write(&mut hasher, scope.service.as_bytes());
+        Self { scope: hasher }
+    }
+
+    /// The digest of this credential in this scope: SipHash-1-3-128 over cluster,
+    /// authority, service id, kind and value, in this order. Texts are preceded by
+    /// their length in bytes (u64, little endian), the kind is [one
+    /// byte](super::Kind::code).
+    #[must_use]
+    pub fn digest(&self, credential: &Credential<'_>) -> Digest {
+        let mut hasher = self.scope;
+        hasher.write(&[credential.kind().code()]);
+        write(&mut hasher, credential.expose().as_bytes());
+        Digest(hasher.finish128().as_bytes())
+    }
+}
+
+/// Hashes a text with its length before it, so that no byte can move from one text
+/// to the next without changing the digest.
+fn write(hasher: &mut SipHasher13, text: &[u8]) {
+    let length = u64::try_from(text.len()).unwrap_or(u64::MAX);
+    hasher.write(&length.to_le_bytes());
+    hasher.write(text);
+}
+
+impl fmt::Debug for Identities {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Identities([secret])")
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Digest({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Kind;
+    use super::*;
+    use std::borrow::Cow;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    fn digest(key: u8, cluster: &str, authority: &str, service: &str, value: &str) -> Digest {
+        let scope = Scope {
+            cluster: cluster.to_owned(),
+            authority: authority.to_owned(),
+            service: service.to_owned(),
+        };
+        let value = Cow::Borrowed(value.as_bytes());
+        Identities::new(&[key; 16], &scope).digest(&Credential::new(Kind::UserKey, value).unwrap())
+    }
+
+    #[test]
+    fn the_same_identity_has_the_same_digest_on_every_machine() {
+        // Also on wasm32, where this test runs too: usize and byte order must not matter.
+        assert_eq!(
+            format!("{:?}", digest(7, "c", "a", "1001", "key")),
+            "Digest(5219c20ccbe91ee1a4a0f1583ccf5d85)"
+        );
+    }
+
+    #[test]
+    fn another_key_gives_other_digests() {
+        assert_ne!(digest(7, "c", "a", "1", "k"), digest(8, "c", "a", "1", "k"));
+    }
+
+    #[test]
+    fn a_byte_that_moves_to_the_next_field_changes_the_digest() {
+        let whole = digest(7, "ab", "cd", "ef", "gh");
+        for (cluster, authority, service, value) in [
+            ("a", "bcd", "ef", "gh"),
+            ("ab", "c", "def", "gh"),
+            ("ab", "cd", "e", "fgh"),
+            ("abcd", "", "ef", "gh"),
+        ] {
+            assert_ne!(whole, digest(7, cluster, authority, service, value));
+        }
+    }
+}
+
+#[cfg(all(test, not(target_family = "wasm")))]
+mod properties {
+    use super::super::Kind;
+    use super::*;
+    use proptest::prelude::*;
+    use std::borrow::Cow;
+
+    /// Few letters and short texts, so that equal concatenations are common.
+    fn identity() -> impl Strategy<Value = (Scope, String)> {
+        ("[ab]{0,3}", "[ab]{0,3}", "[ab]{0,3}", "[ab]{1,3}").prop_map(
+            |(cluster, authority, service, value)| {
+                let scope = Scope {
+                    cluster,
+                    authority,
+                    service,
+                };
+                (scope, value)
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn two_identities_share_a_digest_only_if_they_are_one(
+            key: [u8; 16],
+            (one_scope, one) in identity(),
+            (other_scope, other) in identity(),
+        ) {
+            let digest = |scope: &Scope, value: &str| {
+                let value = Cow::Owned(value.as_bytes().to_vec());
+                Identities::new(&key, scope).digest(&Credential::new(Kind::UserKey, value).unwrap())
+            };
+            prop_assert_eq!(
+                digest(&one_scope, &one) == digest(&other_scope, &other),
+                (one_scope, one) == (other_scope, other)
+            );
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! The proxy-wasm ABI 0.2.1, as a safe layer: every host function that the filter
+//! calls, with every status as a value.
+//!
+//! Apart from the rest of `host` because it holds the crate's only `unsafe` code.
+//! The stock SDK is not used here: it panics on statuses that it does not expect,
+//! reads strings as UTF-8, and ties a call to the stream that made it, whose
+//! answer is then lost when the stream ends first.
+
+#![allow(unsafe_code)]
+
+use std::ptr;
+
+/// What a host function returned. Numbers are those of the ABI; any number that
+/// the ABI does not name is [`Status::Other`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The key, map or property does not exist.
+    NotFound,
+    /// An argument is not acceptable: an unknown cluster, a stream that has ended.
+    BadArgument,
+    /// Somebody else changed the value meanwhile.
+    CasMismatch,
+    /// Anything else, by number.
+    Other(u32),
+}
+
+/// The result of a host call that returns `T`.
+pub type HostResult<T> = Result<T, Status>;
+
+/// Severity of a log line, by ABI number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum LogLevel {
+    /// Every step.
+    Trace = 0,
+    /// For debugging.
+    Debug = 1,
+    /// Normal events.
+    Info = 2,
+    /// Somebody should look.
+    Warn = 3,
+    /// Something is broken.
+    Error = 4,
+}
+
+/// A kind of metric, by ABI number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MetricType {
+    /// Only ever rises.
+    Counter = 0,
+    /// Is set.
+    Gauge = 1,
+}
+
+/// A header map, by ABI number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MapType {
+    /// Headers of the request.
+    RequestHeaders = 0,
+    /// Headers of the answer to a call.
+    CallResponseHeaders = 6,
+}
+
+/// A buffer, by ABI number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum BufferType {
+    /// Body of the answer to a call.
+    CallResponseBody = 4,
+    /// The plugin's configuration.
+    PluginConfiguration = 7,
+}
+
+/// Going on or waiting, by ABI number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Action {
+    /// The stream goes on.
+    Continue = 0,
+    /// The stream waits for `continue_request` or a local reply.
+    Pause = 1,
+}
+
+/// `proxy_continue_stream`'s number for the request's direction.
+const REQUEST_STREAM: u32 = 0;
+/// `clock_time_get`'s number for the clock that never goes backwards.
+const MONOTONIC: u32 = 1;
+/// "No gRPC status" in a local reply.
+const NO_GRPC_STATUS: i32 = -1;
+
+mod imports {
+    #[cfg_attr(target_family = "wasm", link(wasm_import_module = "env"))]
+    unsafe extern "C" {
+        pub fn proxy_log(level: u32, message: *const u8, size: usize) -> u32;
+        pub fn proxy_get_log_level(level: *mut u32) -> u32;
+        pub fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+        pub fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
+        pub fn proxy_get_buffer_bytes(
+            buffer: u32,
+            start: usize,
+            max_size: usize,
+            data: *mut *mut u8,
+            size: *mut usize,
+        ) -> u32;
+        pub fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
+        pub fn proxy_get_shared_data(
+            key: *const u8,
+            key_size: usize,
+            data: *mut *mut u8,
+            size: *mut usize,
+            cas: *mut u32,
+        ) -> u32;
+        pub fn proxy_set_shared_data(
+            key: *const u8,
+            key_size: usize,
+            value: *const u8,
+            value_size: usize,
+            cas: u32,
+        ) -> u32;
+        pub fn proxy_http_call(
+            cluster: *const u8,
+            cluster_size: usize,
+            headers: *const u8,
+            headers_size: usize,
+            body: *const u8,
+            body_size: usize,
+            trailers: *const u8,
+            trailers_size: usize,
+            timeout_milliseconds: u32,
+            token: *mut u32,
+        ) -> u32;
+        pub fn proxy_set_effective_context(context_id: u32) -> u32;
+        pub fn proxy_continue_stream(stream: u32) -> u32;
+        pub fn proxy_send_local_response(
+            status: u32,
+            details: *const u8,
+            details_size: usize,
+            body: *const u8,
+            body_size: usize,
+            headers: *const u8,
+            headers_size: usize,
+            grpc_status: i32,
+        ) -> u32;
+        pub fn proxy_define_metric(
+            metric_type: u32,
+            name: *const u8,
+            name_size: usize,
+            id: *mut u32,
+        ) -> u32;
+        pub fn proxy_increment_metric(id: u32, offset: i64) -> u32;
+        pub fn proxy_record_metric(id: u32, value: u64) -> u32;
+    }
+
+    // The standard library has no absolute monotonic time, and lifetimes are
+    // shared between VMs; so WASI's clock is read directly.
+    #[cfg_attr(
+        target_family = "wasm",
+        link(wasm_import_module = "wasi_snapshot_preview1")
+    )]
+    unsafe extern "C" {
+        pub fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
+        pub fn random_get(buffer: *mut u8, size: usize) -> u16;
+    }
+}
+
+fn checked(status: u32) -> HostResult<()> {
+    match status {
+        0 => Ok(()),
+        1 => Err(Status::NotFound),
+        2 => Err(Status::BadArgument),
+        8 => Err(Status::CasMismatch),
+        other => Err(Status::Other(other)),
+    }
+}
+
+/// Takes over memory that the host filled after asking `proxy_on_memory_allocate` for it.
+fn taken(data: *mut u8, size: usize) -> Vec<u8> {
+    if data.is_null() || size == 0 {
+        return Vec::new();
+    }
+    // SAFETY: the host got this block from `proxy_on_memory_allocate(size)`, which
+    // made it as a boxed slice of exactly `size` bytes and gave up its ownership;
+    // the host has filled it and keeps no pointer to it.
+    unsafe { Vec::from_raw_parts(data, size, size) }
+}
+
+/// Allocates memory for the host to return data in; `taken` takes it over.
+#[unsafe(no_mangle)]
+pub extern "C" fn proxy_on_memory_allocate(size: usize) -> *mut u8 {
+    Box::into_raw(vec![0u8; size].into_boxed_slice()).cast()
+}
+
+/// Writes a line to Envoy's log.
+pub fn log(level: LogLevel, message: &str) {
+    // SAFETY: pointer and length are of a live string.
+    let _ = unsafe { imports::proxy_log(level as u32, message.as_ptr(), message.len()) };
+}
+
+/// The level below which Envoy drops the log lines of this filter, by ABI number.
+pub fn log_level() -> HostResult<u32> {
+    let mut level = 0;
+    // SAFETY: the out-pointer is valid for the call.
+    checked(unsafe { imports::proxy_get_log_level(&raw mut level) })?;
+    Ok(level)
+}
+
+/// The calendar clock, in nanoseconds since 1970 in UTC.
+pub fn wall_nanoseconds() -> HostResult<u64> {
+    let mut time = 0;
+    // SAFETY: the out-pointer is valid for the call.
+    checked(unsafe { imports::proxy_get_current_time_nanoseconds(&raw mut time) })?;
+    Ok(time)
+}
+
+/// The clock that never goes backwards, in nanoseconds; the same for all VMs of a process.
+pub fn monotonic_nanoseconds() -> HostResult<u64> {
+    let mut time = 0;
+    // SAFETY: the out-pointer is valid for the call.
+    let code = unsafe { imports::clock_time_get(MONOTONIC, 1, &raw mut time) };
+    if code == 0 {
+        Ok(time)
+    } else {
+        Err(Status::Other(u32::from(code)))
+    }
+}
+
+/// Random bytes from the host.
+pub fn random_bytes<const N: usize>() -> HostResult<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: the buffer is valid for writes of its own length.
+    let code = unsafe { imports::random_get(bytes.as_mut_ptr(), N) };
+    if code == 0 {
+        Ok(bytes)
+    } else {
+        Err(Status::Other(u32::from(code)))
+    }
+}
+
+/// Asks for `proxy_on_tick` on the current root context, every so many milliseconds.
+pub fn set_tick_period(milliseconds: u32) -> HostResult<()> {
+    // SAFETY: no pointers.
+    checked(unsafe { imports::proxy_set_tick_period_milliseconds(milliseconds) })
+}
+
+/// The bytes of a buffer, at most `max_size`; empty if there is none.
+pub fn buffer(buffer: BufferType, max_size: usize) -> HostResult<Vec<u8>> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the out-pointers are valid for the call.
+    let status = unsafe {
+        imports::proxy_get_buffer_bytes(buffer as u32, 0, max_size, &raw mut data, &raw mut size)
+    };
+    match checked(status) {
+        Ok(()) => Ok(taken(data, size)),
+        Err(Status::NotFound) => Ok(Vec::new()),
+        Err(status) => Err(status),
+    }
+}
+
+/// A header map, serialized as `parse_pairs` reads it.
+pub fn header_map(map: MapType) -> HostResult<Vec<u8>> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the out-pointers are valid for the call.
+    let status =
+        unsafe { imports::proxy_get_header_map_pairs(map as u32, &raw mut data, &raw mut size) };
+    checked(status)?;
+    Ok(taken(data, size))
+}
+
+/// A value of shared data and its compare-and-set token.
+pub fn shared_data(key: &[u8]) -> HostResult<(Vec<u8>, u32)> {
+    let (mut data, mut size, mut cas) = (ptr::null_mut(), 0, 0);
+    // SAFETY: the key is live and the out-pointers are valid for the call.
+    let status = unsafe {
+        imports::proxy_get_shared_data(
+            key.as_ptr(),
+            key.len(),
+            &raw mut data,
+            &raw mut size,
+            &raw mut cas,
+        )
+    };
+    checked(status)?;
+    Ok((taken(data, size), cas))
+}
+
+/// Sets a value of shared data. A `cas` of 0 overwrites; any other must be the
+/// token that was read, or the key must be absent.
+pub fn set_shared_data(key: &[u8], value: &[u8], cas: u32) -> HostResult<()> {
+    // SAFETY: key and value are live.
+    checked(unsafe {
+        imports::proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas)
+    })
+}
+
+/// Starts an HTTP call from the effective context and returns its token.
+/// The timeout is in milliseconds; 0 would mean never, so it becomes 1.
+pub fn http_call(
+    cluster: &str,
+    headers: &[(&[u8], &[u8])],
+    body: &[u8],
+    timeout_milliseconds: u32,
+) -> HostResult<u32> {
+    let headers = serialize_pairs(headers);
+    let trailers = serialize_pairs(&[]);
+    let mut token = 0;
+    // SAFETY: all slices are live and the out-pointer is valid for the call.
+    let status = unsafe {
+        imports::proxy_http_call(
+            cluster.as_ptr(),
+            cluster.len(),
+            headers.as_ptr(),
+            headers.len(),
+            body.as_ptr(),
+            body.len(),
+            trailers.as_ptr(),
+            trailers.len(),
+            timeout_milliseconds.max(1),
+            &raw mut token,
+        )
+    };
+    checked(status)?;
+    Ok(token)
+}
+
+/// Makes later calls act on another context of this VM. `BadArgument`: it has ended.
+pub fn set_effective_context(context_id: u32) -> HostResult<()> {
+    // SAFETY: no pointers.
+    checked(unsafe { imports::proxy_set_effective_context(context_id) })
+}
+
+/// Lets the paused request of the effective context go on.
+pub fn continue_request() -> HostResult<()> {
+    // SAFETY: no pointers.
+    checked(unsafe { imports::proxy_continue_stream(REQUEST_STREAM) })
+}
+
+/// Answers the effective context's request without asking upstream.
+/// `details` becomes Envoy's response code details.
+pub fn local_reply(
+    status: u32,
+    details: &str,
+    headers: &[(&[u8], &[u8])],
+    body: &[u8],
+) -> HostResult<()> {
+    let headers = serialize_pairs(headers);
+    // SAFETY: all slices are live.
+    checked(unsafe {
+        imports::proxy_send_local_response(
+            status,
+            details.as_ptr(),
+            details.len(),
+            body.as_ptr(),
+            body.len(),
+            headers.as_ptr(),
+            headers.len(),
+            NO_GRPC_STATUS,
+        )
+    })
+}
+
+/// Defines a metric of that name, or finds it, and returns its id.
+pub fn define_metric(metric_type: MetricType, name: &str) -> HostResult<u32> {
+    let mut id = 0;
+    // SAFETY: the name is live and the out-pointer is valid for the call.
+    checked(unsafe {
+        imports::proxy_define_metric(metric_type as u32, name.as_ptr(), name.len(), &raw mut id)
+    })?;
+    Ok(id)
+}
+
+/// Adds to a counter.
+pub fn increment_metric(id: u32, by: i64) {
+    // SAFETY: no pointers. An unknown id is refused by the host and harms nobody.
+    let _ = unsafe { imports::proxy_increment_metric(id, by) };
+}
+
+/// Sets a gauge.
+pub fn record_metric(id: u32, value: u64) {
+    // SAFETY: no pointers. An unknown id is refused by the host and harms nobody.
+    let _ = unsafe { imports::proxy_record_metric(id, value) };
+}
+
+/// Serializes header pairs as the ABI has them: count, then both lengths of each
+/// pair (all u32, little-endian), then the bytes, each followed by a NUL.
+fn serialize_pairs(pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let mut out = Vec::with_capacity(256);
+    out.extend_from_slice(&u32::try_from(pairs.len()).unwrap_or(0).to_le_bytes());
+    for (name, value) in pairs {
+        out.extend_from_slice(&length(name));
+        out.extend_from_slice(&length(value));
+    }
+    for (name, value) in pairs {
+        for part in [name, value] {
+            out.extend_from_slice(part);
+            out.push(0);
+        }
+    }
+    out
+}
+
+/// Reads header pairs as the ABI has them; anything that does not fit ends the list.
+pub fn parse_pairs(bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
+    let Some((count, lengths)) = bytes.split_first_chunk::<4>() else {
+        return Vec::new();
+    };
+    let count = usize::try_from(u32::from_le_bytes(*count)).unwrap_or(0);
+    let Some((mut lengths, mut data)) = count
+        .checked_mul(8)
+        .and_then(|size| lengths.split_at_checked(size))
+    else {
+        return Vec::new();
+    };
+    let mut pairs = Vec::with_capacity(count);
+    while let Some((name_size, rest)) = lengths.split_first_chunk::<4>() {
+        let Some((value_size, rest)) = rest.split_first_chunk::<4>() else {
+            break;
+        };
+        lengths = rest;
+        let (Some((name, after)), size) = (part(data, *name_size), *value_size) else {
+            break;
+        };
+        let Some((value, after)) = part(after, size) else {
+            break;
+        };
+        data = after;
+        pairs.push((name, value));
+    }
+    pairs
+}
+
+/// Splits off one NUL-terminated part.
+fn part(data: &[u8], size: [u8; 4]) -> Option<(&[u8], &[u8])> {
+    let size = usize::try_from(u32::from_le_bytes(size)).ok()?;
+    let (bytes, rest) = data.split_at_checked(size)?;
+    Some((bytes, rest.get(1..)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(not(target_family = "wasm"))]
+    use proxy_wasm::types;
+
+    #[test]
+    fn pairs_survive_the_abi() {
+        let pairs: &[(&[u8], &[u8])] = &[(b":path", b"/\xff"), (b"x", b""), (b"", b"y")];
+        assert_eq!(parse_pairs(&serialize_pairs(pairs)), pairs);
+    }
+
+    #[test]
+    fn a_map_cut_short_ends_the_list() {
+        let whole = serialize_pairs(&[(b"a", b"1"), (b"b", b"2")]);
+        for length in 0..whole.len() {
+            assert!(parse_pairs(&whole[..length]).len() < 2, "cut at {length}");
+        }
+        assert_eq!(parse_pairs(&[0xff; 64]), Vec::new());
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    #[test]
+    fn our_numbers_are_those_of_the_sdk() {
+        assert_eq!(
+            checked(types::Status::NotFound as u32),
+            Err(Status::NotFound)
+        );
+        assert_eq!(
+            checked(types::Status::BadArgument as u32),
+            Err(Status::BadArgument)
+        );
+        assert_eq!(
+            checked(types::Status::CasMismatch as u32),
+            Err(Status::CasMismatch)
+        );
+        assert_eq!(
+            MapType::RequestHeaders as u32,
+            types::MapType::HttpRequestHeaders as u32
+        );
+        assert_eq!(
+            MapType::CallResponseHeaders as u32,
+            types::MapType::HttpCallResponseHeaders as u32
+        );
+        assert_eq!(
+            BufferType::CallResponseBody as u32,
+            types::BufferType::HttpCallResponseBody as u32
+        );
+        assert_eq!(
+            BufferType::PluginConfiguration as u32,
+            types::BufferType::PluginConfiguration as u32
+        );
+        assert_eq!(Action::Pause as u32, types::Action::Pause as u32);
+        assert_eq!(LogLevel::Error as u32, types::LogLevel::Error as u32);
+        assert_eq!(MetricType::Gauge as u32, types::MetricType::Gauge as u32);
+    }
+}

@@ -1,0 +1,101 @@
+//! Calls to service management: questions and reports on their way out, and the
+//! answers as Envoy hands them over.
+
+use super::abi::{self, BufferType, MapType};
+use crate::config::ServiceManagement;
+use crate::service_management::{
+    Application, AuthorizeAnswer, Identification, OPTIONS_HEADER, REJECTION_REASON_HEADER,
+    REPORT_CONTENT_TYPE, REPORT_PATH, Reply, ReportAnswer, ServiceAccess, UPSTREAM_HEADER,
+    authorize_answer, authorize_target, report_answer,
+};
+use std::time::Duration;
+
+/// Bytes of an answer that are read at most; the parser takes no more than a part of it.
+const MAX_ANSWER: usize = 2 * 1_024 * 1_024;
+const USER_AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
+
+/// Asks about an application. The token of the call; `None` if it could not be made.
+pub fn authorize(
+    to: &ServiceManagement,
+    service: &ServiceAccess<'_>,
+    application: &Application<'_>,
+) -> Option<u32> {
+    let target = authorize_target(service, application);
+    let options = application.identification().options();
+    let headers: [(&[u8], &[u8]); 5] = [
+        (b":method", b"GET"),
+        (b":path", target.as_bytes()),
+        (b":authority", to.authority.as_bytes()),
+        (b"user-agent", USER_AGENT.as_bytes()),
+        (OPTIONS_HEADER.as_bytes(), options.as_bytes()),
+    ];
+    abi::http_call(&to.cluster, &headers, &[], milliseconds(to.timeout)).ok()
+}
+
+/// Sends a report. The token of the call; `None` if it could not be made.
+pub fn report(to: &ServiceManagement, timeout: Duration, body: &[u8]) -> Option<u32> {
+    let length = body.len().to_string();
+    let headers: [(&[u8], &[u8]); 6] = [
+        (b":method", b"POST"),
+        (b":path", REPORT_PATH.as_bytes()),
+        (b":authority", to.authority.as_bytes()),
+        (b"user-agent", USER_AGENT.as_bytes()),
+        (b"content-type", REPORT_CONTENT_TYPE.as_bytes()),
+        (b"content-length", length.as_bytes()),
+    ];
+    abi::http_call(&to.cluster, &headers, body, milliseconds(timeout)).ok()
+}
+
+fn milliseconds(timeout: Duration) -> u32 {
+    u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// The answer to a call, taken from Envoy while its callback runs.
+pub struct Answered {
+    status: u16,
+    rejection_reason: Option<Vec<u8>>,
+    from_upstream: bool,
+    body: Vec<u8>,
+}
+
+impl Answered {
+    /// Reads it. A call that failed without any headers reads as status 0.
+    pub fn read() -> Self {
+        let map = abi::header_map(MapType::CallResponseHeaders).unwrap_or_default();
+        let pairs = abi::parse_pairs(&map);
+        let first = |name: &str| {
+            pairs
+                .iter()
+                .find(|(candidate, _)| *candidate == name.as_bytes())
+                .map(|(_, value)| *value)
+        };
+        Self {
+            status: first(":status")
+                .and_then(|digits| std::str::from_utf8(digits).ok())
+                .and_then(|digits| digits.parse().ok())
+                .unwrap_or(0),
+            rejection_reason: first(REJECTION_REASON_HEADER).map(<[u8]>::to_vec),
+            from_upstream: first(UPSTREAM_HEADER).is_some(),
+            body: abi::buffer(BufferType::CallResponseBody, MAX_ANSWER).unwrap_or_default(),
+        }
+    }
+
+    fn reply(&self) -> Reply<'_> {
+        Reply {
+            status: self.status,
+            rejection_reason: self.rejection_reason.as_deref(),
+            from_upstream: self.from_upstream,
+            body: &self.body,
+        }
+    }
+
+    /// What it says about an application that was asked about that way.
+    pub fn to_authorize(&self, asked: Identification) -> AuthorizeAnswer {
+        authorize_answer(&self.reply(), asked)
+    }
+
+    /// What it says about a report.
+    pub fn to_report(&self) -> ReportAnswer {
+        report_answer(&self.reply())
+    }
+}

@@ -1,0 +1,186 @@
+//! One VM: the root contexts alive in it and what they share.
+//!
+//! Apart from the root because a VM outlives configurations: while a listener drains, its
+//! old root context and the new one are alive side by side.
+
+use super::abi::{self, Action, BufferType};
+use super::clock;
+use super::logger;
+use super::root::Root;
+use super::seed;
+use super::shared_data::HostSharedData;
+use crate::authorization::Applications;
+use crate::config::Configuration;
+use crate::mapping::Usage;
+use log::{error, info, warn};
+use std::collections::HashMap;
+
+/// Largest plugin configuration that is read: 16 MiB.
+const MAX_CONFIGURATION: usize = 16 * 1_024 * 1_024;
+/// A root context that has not ticked while another ticked so often has gone: its
+/// listener has drained. Its memory is then given back.
+const MISSED_TICKS: u32 = 600;
+
+/// What the root contexts of a VM share.
+pub struct Shared {
+    /// Envoy's shared data.
+    pub data: HostSharedData,
+    /// The records.
+    pub applications: Applications,
+    /// What the current request costs; its memory is used again.
+    pub usage: Usage,
+    /// The bits this VM offers as the key of the digests.
+    pub offer: [u8; 16],
+    random: u64,
+}
+
+impl Shared {
+    /// A number that is random enough to spread retries and to name batches.
+    pub const fn random(&mut self) -> u64 {
+        // xorshift64: never 0 once it is not.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
+
+/// The state of a VM.
+pub struct Vm {
+    shared: Option<Shared>,
+    roots: Vec<Root>,
+    /// The root of each stream that was created and not yet decided, where there are
+    /// several roots.
+    parents: HashMap<u32, u32>,
+}
+
+impl Vm {
+    /// A VM without a configuration.
+    pub fn new() -> Self {
+        Self {
+            shared: None,
+            roots: Vec::new(),
+            parents: HashMap::new(),
+        }
+    }
+
+    /// A new configuration for a root context. False: refused, and the old one stays.
+    pub fn on_configure(&mut self, root_id: u32) -> bool {
+        logger::install();
+        let configuration = match read_configuration() {
+            Ok(configuration) => configuration,
+            Err(why) => {
+                error!("configuration refused: {why}");
+                return false;
+            }
+        };
+        if self.shared.is_none() {
+            self.shared = open(configuration.authorization.capacity);
+        }
+        let Some(shared) = &mut self.shared else {
+            error!("configuration refused: Envoy gives no random numbers or no shared data");
+            return false;
+        };
+        let slots = shared.applications.slots();
+        if slots / 2 < configuration.authorization.capacity {
+            warn!(
+                "authorization.capacity is {}, but this Envoy process keeps the {} it started \
+                 with until it ends",
+                configuration.authorization.capacity,
+                slots / 2
+            );
+        }
+        let tick = tick_milliseconds(&configuration);
+        let Some(root) = Root::new(root_id, configuration, shared, clock::now()) else {
+            error!("configuration refused: shared data is not available");
+            return false;
+        };
+        if abi::set_tick_period(tick).is_err() {
+            error!("configuration refused: Envoy gives no ticks, so usage would not be reported");
+            return false;
+        }
+        info!("configured with {} services", root.services());
+        self.roots.retain(|root| root.id() != root_id);
+        self.roots.push(root);
+        true
+    }
+
+    /// A stream begins.
+    pub fn on_stream_create(&mut self, stream_id: u32, root_id: u32) {
+        if self.roots.len() > 1 {
+            self.parents.insert(stream_id, root_id);
+        }
+    }
+
+    /// Decides about a request.
+    pub fn on_request_headers(&mut self, stream_id: u32) -> Action {
+        let parent = self.parents.remove(&stream_id);
+        let root = match parent {
+            Some(id) => self.roots.iter_mut().find(|root| root.id() == id),
+            None => self.roots.last_mut(),
+        };
+        match (root, &mut self.shared) {
+            (Some(root), Some(shared)) => root.on_request_headers(stream_id, shared),
+            // Envoy sends no request to a plugin without a configuration. Were it to, the
+            // request would wait for its timeout, not pass.
+            _ => Action::Pause,
+        }
+    }
+
+    /// Time has passed for a root context.
+    pub fn on_tick(&mut self, root_id: u32) {
+        let Some(shared) = &mut self.shared else {
+            return;
+        };
+        for root in &mut self.roots {
+            if root.id() == root_id {
+                root.missed_ticks = 0;
+                root.on_tick(shared);
+            } else {
+                root.missed_ticks = root.missed_ticks.saturating_add(1);
+            }
+        }
+        self.roots.retain(|root| root.missed_ticks < MISSED_TICKS);
+    }
+
+    /// A call was answered, or failed.
+    pub fn on_call_response(&mut self, root_id: u32, token: u32) {
+        let Some(shared) = &mut self.shared else {
+            return;
+        };
+        let root = self
+            .roots
+            .iter_mut()
+            .find(|root| root.id() == root_id || root.waits_for(token));
+        if let Some(root) = root {
+            root.on_call_response(token, shared);
+        }
+    }
+}
+
+/// A flush is never late by more than a tenth of its interval, nor a refresh by more
+/// than a second.
+fn tick_milliseconds(configuration: &Configuration) -> u32 {
+    let interval = configuration.reporting.interval.as_millis();
+    u32::try_from(interval.min(1_000)).unwrap_or(1_000)
+}
+
+fn read_configuration() -> Result<Configuration, String> {
+    let bytes = abi::buffer(BufferType::PluginConfiguration, MAX_CONFIGURATION)
+        .map_err(|status| format!("Envoy does not hand it out ({status:?})"))?;
+    Configuration::parse(&bytes, &|name| std::env::var(name).ok())
+        .map_err(|error| error.to_string())
+}
+
+fn open(capacity: u32) -> Option<Shared> {
+    let offer = seed::draw()?;
+    let random = u64::from_le_bytes(abi::random_bytes().ok()?).max(1);
+    let data = HostSharedData;
+    Some(Shared {
+        data,
+        applications: Applications::open(&data, capacity),
+        usage: Usage::new(),
+        offer,
+        random,
+    })
+}

@@ -1,0 +1,440 @@
+//! The flush: pending usage of one service into batches, and batches into their ends.
+//!
+//! Usage leaves a record by compare-and-set before it is sent, marked with the batch
+//! it is in and a deadline. So whoever leads later can tell what was in flight when
+//! this VM went away, and nothing is ever sent by two. What is here besides the
+//! records is for speed and may be lost.
+
+use crate::authorization::{
+    Applications, Change, Dispatched, Mark, Outcome, Record, Slot, State, application, backoff,
+};
+use crate::config::Uncertain;
+use crate::credentials::{Digest, Kind};
+use crate::mapping::Metrics;
+use crate::moment::Moment;
+use crate::service_management::{
+    MAX_REPORT_PARAMETERS, ReportAnswer, ReportBody, ServiceAccess, Transaction,
+};
+use crate::shared_data::SharedData;
+use std::collections::{HashMap, VecDeque};
+
+/// Batches of one service in flight at most.
+const MOST_IN_FLIGHT: usize = 4;
+/// Records looked at in one tick at most: a tick holds up its worker.
+const MOST_RECORDS: u32 = 2_000;
+/// Transactions of one record in one batch at most, so that any record with all its
+/// names fits into an empty batch: 62 x (64 metrics + application + time) < 4096.
+const MOST_OF_ONE: usize = 62;
+/// Longest pause after failures.
+const LONGEST_PAUSE: u64 = 60_000;
+/// How much longer than the call's own timeout a batch is waited for.
+const DEADLINE_GRACE: u64 = 5_000;
+
+/// How a service's usage is reported.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Between flushes, in milliseconds.
+    pub interval: u64,
+    /// Of one report call, in milliseconds.
+    pub timeout: u64,
+    /// Transactions in a batch at most.
+    pub batch: usize,
+    /// The policy for uncertain outcomes.
+    pub uncertain: Uncertain,
+}
+
+/// A report to send.
+pub struct Report {
+    /// Names it in the answer.
+    pub batch: u64,
+    /// The form to post. Holds the service token and consumers' keys.
+    pub body: Vec<u8>,
+}
+
+/// Units of usage by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Acknowledged by service management.
+    pub acknowledged: u64,
+    /// Surely not applied, and pending again.
+    pub returned: u64,
+    /// Perhaps applied, and pending again.
+    pub resent: u64,
+    /// Perhaps applied, and given up.
+    pub dropped: u64,
+    /// Given up because the backend would refuse it as too old.
+    pub too_old: u64,
+}
+
+impl Settled {
+    /// Adds up.
+    pub const fn add(&mut self, other: Self) {
+        self.acknowledged = self.acknowledged.saturating_add(other.acknowledged);
+        self.returned = self.returned.saturating_add(other.returned);
+        self.resent = self.resent.saturating_add(other.resent);
+        self.dropped = self.dropped.saturating_add(other.dropped);
+        self.too_old = self.too_old.saturating_add(other.too_old);
+    }
+
+    const fn count(&mut self, outcome: Outcome, units: u64) {
+        let into = match outcome {
+            Outcome::Acknowledged => &mut self.acknowledged,
+            Outcome::Returned => &mut self.returned,
+            Outcome::Resent => &mut self.resent,
+            Outcome::Lost => &mut self.dropped,
+        };
+        *into = into.saturating_add(units);
+    }
+}
+
+/// The flush of one service, on the VM that leads it.
+pub struct Flusher {
+    scope: u64,
+    next_batch: u64,
+    /// Slots taken from the marks and not yet looked at.
+    waiting: VecDeque<Slot>,
+    /// The next segment of marks to take in this round; `None` between rounds.
+    segment: Option<u32>,
+    next_round: u64,
+    failures: u32,
+    in_flight: HashMap<u64, Vec<(Slot, Digest)>>,
+    /// Slots seen that want a refresh soon.
+    due: Vec<Slot>,
+}
+
+/// What looking at one record came to.
+enum Looked {
+    /// Nothing to send, or a batch in flight.
+    Nothing,
+    /// Not in this batch.
+    Later,
+    /// In this batch.
+    Sent {
+        digest: Digest,
+        kind: Kind,
+        identity: Vec<u8>,
+        transactions: Vec<Dispatched>,
+        alone: bool,
+    },
+}
+
+impl Flusher {
+    /// Nothing in flight. `first_batch` is random, so that no two VMs name the same batch.
+    #[must_use]
+    pub fn new(scope: u64, first_batch: u64) -> Self {
+        Self {
+            scope,
+            next_batch: first_batch,
+            waiting: VecDeque::new(),
+            segment: None,
+            next_round: 0,
+            failures: 0,
+            in_flight: HashMap::new(),
+            due: Vec::new(),
+        }
+    }
+
+    /// Puts a slot on the list that the marks did not name.
+    pub fn add(&mut self, slot: Slot) {
+        self.waiting.push_back(slot);
+    }
+
+    /// The slots that were seen to want a refresh within the time given to `tick`.
+    pub fn take_due(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.due)
+    }
+
+    /// Batches that are not yet answered.
+    #[must_use]
+    pub fn batches_in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Starts a round now, whatever the interval: before leaving, and in tests.
+    pub const fn hurry(&mut self) {
+        self.next_round = 0;
+    }
+
+    /// What to send now: a bounded number of reports from a bounded number of records.
+    /// `refresh_ahead`: see [`Record::wants_refresh`], in milliseconds.
+    pub fn tick(
+        &mut self,
+        data: &impl SharedData,
+        applications: &mut Applications,
+        service: &ServiceAccess<'_>,
+        metrics: &Metrics,
+        settings: &Settings,
+        refresh_ahead: u64,
+        now: Moment,
+    ) -> (Vec<Report>, Settled) {
+        let mut settled = Settled::default();
+        let mut reports = Vec::new();
+        if self.segment.is_none() && self.waiting.is_empty() && now.monotonic >= self.next_round {
+            self.segment = Some(0);
+            self.next_round = now.monotonic.saturating_add(settings.interval);
+        }
+        let mut records = MOST_RECORDS;
+        while records > 0
+            && self.in_flight.len() < MOST_IN_FLIGHT
+            && self.take_marks(data, applications)
+        {
+            let batch = self.next_batch_id();
+            let round = Round {
+                batch,
+                deadline: now
+                    .monotonic
+                    .saturating_add(settings.timeout)
+                    .saturating_add(DEADLINE_GRACE),
+                settings,
+                metrics,
+                refresh_ahead,
+                now,
+            };
+            let mut body = ReportBody::new(service);
+            let mut members = Vec::new();
+            while records > 0 && body.transactions() < settings.batch {
+                if !self.take_marks(data, applications) {
+                    break;
+                }
+                let Some(slot) = self.waiting.pop_front() else {
+                    break;
+                };
+                records = records.saturating_sub(1);
+                match self.look(data, applications, slot, &round, &body, &mut settled) {
+                    Looked::Nothing => {}
+                    Looked::Later => {
+                        self.waiting.push_front(slot);
+                        break;
+                    }
+                    Looked::Sent {
+                        digest,
+                        kind,
+                        identity,
+                        transactions,
+                        alone,
+                    } => {
+                        push(&mut body, kind, &identity, &transactions);
+                        members.push((slot, digest));
+                        if alone {
+                            break;
+                        }
+                    }
+                }
+            }
+            if body.transactions() > 0 {
+                self.in_flight.insert(batch, members);
+                reports.push(Report {
+                    batch,
+                    body: body.into_bytes(),
+                });
+            }
+        }
+        (reports, settled)
+    }
+
+    const fn next_batch_id(&mut self) -> u64 {
+        // 0 stands for "no batch" in a record.
+        self.next_batch = self.next_batch.wrapping_add(1);
+        if self.next_batch == 0 {
+            self.next_batch = 1;
+        }
+        self.next_batch
+    }
+
+    /// Whether a slot waits, after taking marks until one does or the round is over.
+    fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) -> bool {
+        let marks = applications.marks(Mark::Dirty, self.scope);
+        while self.waiting.is_empty() {
+            let Some(segment) = self.segment else {
+                return false;
+            };
+            self.waiting.extend(marks.take(data, segment));
+            let next = segment.saturating_add(1);
+            self.segment = (next < marks.segments()).then_some(next);
+        }
+        true
+    }
+
+    fn look(
+        &mut self,
+        data: &impl SharedData,
+        applications: &mut Applications,
+        slot: Slot,
+        round: &Round<'_>,
+        body: &ReportBody,
+        settled: &mut Settled,
+    ) -> Looked {
+        let scope = self.scope;
+        let empty = body.transactions() == 0;
+        let most = round
+            .settings
+            .batch
+            .saturating_sub(body.transactions())
+            .min(MOST_OF_ONE);
+        let room = MAX_REPORT_PARAMETERS.saturating_sub(body.parameters());
+        let seen = applications.table().change_slot(data, slot, |record| {
+            if record.scope != scope {
+                return None;
+            }
+            let mut ended = Settled::default();
+            end_overdue_batch(record, round, &mut ended);
+            let refresh = record.wants_refresh(round.now, round.refresh_ahead);
+            if record.alone && !empty {
+                return Some(Change::Keep((Looked::Later, Settled::default(), refresh)));
+            }
+            ended.too_old = record.give_up_unreportable(round.now);
+            let transactions = record.dispatch(round.batch, round.deadline, most, round.metrics);
+            if parameters(&transactions) > room {
+                return Some(Change::Keep((Looked::Later, Settled::default(), refresh)));
+            }
+            if transactions.is_empty() {
+                let looked = (Looked::Nothing, ended, refresh);
+                return Some(if ended == Settled::default() {
+                    Change::Keep(looked)
+                } else {
+                    Change::Write(looked)
+                });
+            }
+            let looked = Looked::Sent {
+                digest: record.digest,
+                kind: record.kind,
+                identity: record.identity.clone(),
+                transactions,
+                alone: record.alone,
+            };
+            Some(Change::Write((looked, ended, refresh)))
+        });
+        match seen {
+            Ok(Some((looked, ended, refresh))) => {
+                settled.add(ended);
+                if refresh && !matches!(looked, Looked::Later) {
+                    self.due.push(slot);
+                }
+                looked
+            }
+            Ok(None) => Looked::Nothing,
+            // Contended beyond reason: the next round looks again.
+            Err(_) => {
+                applications.marks(Mark::Dirty, scope).set(data, slot);
+                Looked::Nothing
+            }
+        }
+    }
+
+    /// Takes in what became of a report. Returns the units by their end.
+    pub fn answered(
+        &mut self,
+        data: &impl SharedData,
+        applications: &mut Applications,
+        batch: u64,
+        answer: &ReportAnswer,
+        metrics: &Metrics,
+        settings: &Settings,
+        now: Moment,
+        jitter: u64,
+    ) -> Settled {
+        let outcome = match answer {
+            ReportAnswer::Acknowledged => Outcome::Acknowledged,
+            // Refused whole, so nothing of it was applied.
+            ReportAnswer::Refused { .. } | ReportAnswer::NotDelivered(_) => Outcome::Returned,
+            ReportAnswer::Uncertain(_) => uncertain(settings.uncertain),
+        };
+        let mut settled = Settled::default();
+        let marks = applications.marks(Mark::Dirty, self.scope);
+        for (slot, digest) in self.in_flight.remove(&batch).unwrap_or_default() {
+            let units = applications.table().change_slot(data, slot, |record| {
+                (record.digest == digest)
+                    .then(|| Change::Write(record.settle(batch, outcome, metrics, now)))
+            });
+            if let Ok(Some(units)) = units {
+                settled.count(outcome, units);
+            }
+            if outcome != Outcome::Acknowledged {
+                marks.set(data, slot);
+            }
+        }
+        if matches!(answer, ReportAnswer::Acknowledged) {
+            self.failures = 0;
+        } else {
+            self.pause(data, applications, settings, now, jitter);
+        }
+        settled
+    }
+
+    /// After a failure: nothing more in this round, and the next one later each time.
+    fn pause(
+        &mut self,
+        data: &impl SharedData,
+        applications: &Applications,
+        settings: &Settings,
+        now: Moment,
+        jitter: u64,
+    ) {
+        let marks = applications.marks(Mark::Dirty, self.scope);
+        for slot in self.waiting.drain(..) {
+            marks.set(data, slot);
+        }
+        self.segment = None;
+        let longest = LONGEST_PAUSE.max(settings.interval);
+        let pause = backoff(self.failures, settings.interval, longest, jitter);
+        self.next_round = self.next_round.max(now.monotonic.saturating_add(pause));
+        self.failures = self.failures.saturating_add(1);
+    }
+}
+
+const fn uncertain(policy: Uncertain) -> Outcome {
+    match policy {
+        Uncertain::Resend => Outcome::Resent,
+        Uncertain::Drop => Outcome::Lost,
+    }
+}
+
+struct Round<'a> {
+    batch: u64,
+    deadline: u64,
+    settings: &'a Settings,
+    metrics: &'a Metrics,
+    refresh_ahead: u64,
+    now: Moment,
+}
+
+/// Ends a batch that nobody answered in time: its VM went away.
+fn end_overdue_batch(record: &mut Record, round: &Round<'_>, ended: &mut Settled) {
+    if record.batch != 0 && record.batch_deadline <= round.now.monotonic {
+        let outcome = uncertain(round.settings.uncertain);
+        let units = record.settle(record.batch, outcome, round.metrics, round.now);
+        ended.count(outcome, units);
+    }
+}
+
+/// Form parameters that these transactions need.
+fn parameters(transactions: &[Dispatched]) -> usize {
+    transactions.iter().fold(0_usize, |sum, transaction| {
+        sum.saturating_add(transaction.usage.len())
+            .saturating_add(2)
+    })
+}
+
+/// Puts an application's usage into a report.
+pub fn push(body: &mut ReportBody, kind: Kind, identity: &[u8], transactions: &[Dispatched]) {
+    for transaction in transactions {
+        let usage: Vec<_> = transaction
+            .usage
+            .iter()
+            .map(|(metric, delta)| (metric.as_str(), *delta))
+            .collect();
+        // Room was made before; names and deltas come from checked configuration.
+        let _ = body.try_push(&Transaction {
+            application: application(kind, identity),
+            at: transaction.at,
+            usage: &usage,
+        });
+    }
+}
+
+/// Whether the record in a slot has anything for the flush to do that no mark says.
+#[must_use]
+pub fn wants_flush(record: &Record, now: Moment) -> bool {
+    record.state == State::Live
+        && (record.has_pending() || (record.batch != 0 && record.batch_deadline <= now.monotonic))
+}
