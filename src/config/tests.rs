@@ -899,6 +899,14 @@ fn a_hierarchy_that_is_none_is_refused() {
         error(&with("/services/0/metrics", json!({ "a b": {} }))),
         "services[0].metrics[\"a b\"]: metric \"a b\": a system name has only visible ASCII characters, and no spaces"
     );
+    let many: serde_json::Map<_, _> = (0..65).map(|n| (format!("m{n:02}"), json!(1))).collect();
+    assert_eq!(
+        error(&with(
+            "/services/0/mapping_rules/0/usage",
+            Value::Object(many)
+        )),
+        "services[0].mapping_rules[0].usage.m64: metric \"m64\" is one too many: a service has at most 64, because an application's record counts usage per metric and its size is bounded"
+    );
     assert_eq!(
         error(&with("/services/0/mapping_rules/0/usage", json!({ "": 1 }))),
         "services[0].mapping_rules[0].usage[\"\"]: a metric has an empty name"

@@ -2,7 +2,7 @@
 //!
 //! Apart from [`crate::config`] because this runs for every request and reads
 //! bytes that strangers chose, while the configuration is read once and comes
-//! from the operator. [`identity`] turns what is found here into the digest under
+//! from the operator. [`Identities`] turns what is found here into the digest under
 //! which the application's record is kept.
 
 mod form;

@@ -1,0 +1,217 @@
+//! The configurations in the documentation are ones that Tollgate accepts, and the
+//! reference says what the code does.
+//!
+//! Apart from the unit tests because it reads files of the repository. A block that
+//! is a whole configuration is marked as `title=configuration` after its language;
+//! `title=defaults` is one that spells out every default. Configurations inside of
+//! Envoy's and Istio's own, and parts of a service, are found by their fields.
+
+#![cfg(not(target_family = "wasm"))]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_yaml::Value;
+use tollgate::config::Configuration;
+
+/// A fenced block of YAML: where it begins, what is behind its language, its text.
+struct Block {
+    place: String,
+    title: String,
+    text: String,
+}
+
+/// README.md and all of docs/, where they are.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents: Vec<PathBuf> = fs::read_dir(root.join("docs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .chain([root.join("README.md")])
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .filter(|path| path.exists())
+        .collect();
+    documents.sort();
+    documents
+}
+
+fn blocks() -> Vec<Block> {
+    let mut blocks = Vec::new();
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines = text.lines().enumerate();
+        while let Some((number, line)) = lines.next() {
+            let Some(info) = line.trim_start().strip_prefix("```") else {
+                continue;
+            };
+            let indentation = line.len() - line.trim_start().len();
+            let text: String = lines
+                .by_ref()
+                .map(|(_, line)| line)
+                .take_while(|line| line.trim() != "```")
+                .map(|line| format!("{}\n", line.get(indentation..).unwrap_or_default()))
+                .collect();
+            if let Some(title) = info.strip_prefix("yaml") {
+                blocks.push(Block {
+                    place: format!("{}:{}", path.display(), number + 1),
+                    title: title.trim().to_owned(),
+                    text,
+                });
+            }
+        }
+    }
+    blocks
+}
+
+fn load(json: &str, place: &str) -> Configuration {
+    let environment = |_: &str| Some("token".to_owned());
+    Configuration::parse(json.as_bytes(), &environment)
+        .unwrap_or_else(|error| panic!("{place}: {error}"))
+}
+
+fn load_yaml(value: &Value, place: &str) -> Configuration {
+    load(&serde_json::to_string(value).unwrap(), place)
+}
+
+fn yaml(block: &Block) -> Value {
+    serde_yaml::from_str(&block.text).unwrap_or_else(|error| panic!("{}: {error}", block.place))
+}
+
+#[test]
+fn every_configuration_in_the_documentation_is_accepted() {
+    let mut loaded = 0;
+    for block in blocks() {
+        // Also what is not marked must at least be YAML.
+        let value = yaml(&block);
+        if block.title.starts_with("title=") {
+            load_yaml(&value, &block.place);
+            loaded += 1;
+        } else {
+            let whole =
+                value.get("service_management").is_some() && value.get("services").is_some();
+            assert!(!whole, "{}: mark this as title=configuration", block.place);
+        }
+    }
+    assert!(loaded >= 3, "only {loaded} configurations found");
+}
+
+#[test]
+fn every_configuration_inside_of_envoys_and_istios_is_accepted() {
+    let mut loaded = 0;
+    for block in blocks() {
+        let value = yaml(&block);
+        let in_envoy = value.get("typed_config").and_then(|filter| {
+            filter
+                .get("config")?
+                .get("configuration")?
+                .get("value")?
+                .as_str()
+        });
+        if let Some(json) = in_envoy {
+            load(json, &block.place);
+            loaded += 1;
+        }
+        if let Some(plugin) = value.get("spec").and_then(|spec| spec.get("pluginConfig")) {
+            load_yaml(plugin, &block.place);
+            loaded += 1;
+        }
+    }
+    assert!(loaded >= 2, "only {loaded} configurations found");
+}
+
+#[test]
+fn every_part_of_a_service_in_the_documentation_is_accepted() {
+    const PARTS: [&str; 4] = ["credentials", "mapping_rules", "metrics", "exempt"];
+    let mut loaded = Vec::new();
+    for block in blocks() {
+        let value = yaml(&block);
+        for part in PARTS {
+            let Some(fragment) = value.get(part) else {
+                continue;
+            };
+            let mut configuration = serde_json::json!({
+                "service_management": { "cluster": "c", "authority": "a" },
+                "services": [{
+                    "id": "1001",
+                    "token": "token",
+                    "hosts": ["*"],
+                    "mapping_rules": [{ "pattern": "/", "usage": { "hits": 1 } }],
+                }],
+            });
+            configuration["services"][0][part] = serde_json::to_value(fragment).unwrap();
+            load(&configuration.to_string(), &block.place);
+            loaded.push(part);
+        }
+    }
+    assert!(
+        PARTS.iter().all(|part| loaded.contains(part)),
+        "only {loaded:?} found"
+    );
+}
+
+#[test]
+fn the_documented_defaults_are_the_defaults() {
+    let blocks = blocks();
+    let defaults: Vec<&Block> = blocks
+        .iter()
+        .filter(|block| block.title == "title=defaults")
+        .collect();
+    let [block] = defaults.as_slice() else {
+        panic!("{} blocks have the title=defaults", defaults.len());
+    };
+    let mut shortest = yaml(block);
+    let remove = |value: &mut Value, names: &[&str]| {
+        for name in names {
+            let removed = value.as_mapping_mut().unwrap().remove(*name);
+            assert!(removed.is_some(), "{name} is not spelled out");
+        }
+    };
+    remove(
+        &mut shortest,
+        &["authorization", "reporting", "unmatched_hosts"],
+    );
+    remove(&mut shortest["service_management"], &["timeout"]);
+    let service = &mut shortest["services"][0];
+    remove(service, &["credentials", "metrics", "exempt"]);
+    remove(&mut service["mapping_rules"][0], &["method", "last"]);
+
+    let spelled_out = load_yaml(&yaml(block), &block.place);
+    let left_out = load_yaml(&shortest, &block.place);
+    assert_eq!(spelled_out.service_management, left_out.service_management);
+    assert_eq!(spelled_out.authorization, left_out.authorization);
+    assert_eq!(spelled_out.reporting, left_out.reporting);
+    assert_eq!(spelled_out.unmatched_hosts, left_out.unmatched_hosts);
+    assert_eq!(
+        format!("{:?}", spelled_out.services),
+        format!("{:?}", left_out.services)
+    );
+}
+
+#[test]
+fn every_field_is_in_the_reference() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let reference = fs::read_to_string(root.join("docs/configuration.md")).unwrap();
+    let probes = [
+        r#"{ "?": 0 }"#,
+        r#"{ "service_management": { "?": 0 } }"#,
+        r#"{ "services": [{ "?": 0 }] }"#,
+        r#"{ "services": [{ "credentials": { "?": 0 } }] }"#,
+        r#"{ "services": [{ "mapping_rules": [{ "?": 0 }] }] }"#,
+        r#"{ "authorization": { "?": 0 } }"#,
+        r#"{ "reporting": { "?": 0 } }"#,
+    ];
+    for probe in probes {
+        let error = Configuration::parse(probe.as_bytes(), &|_| None)
+            .unwrap_err()
+            .to_string();
+        let (_, fields) = error
+            .split_once("the fields here are ")
+            .unwrap_or_else(|| panic!("{error}"));
+        for field in fields.split(", ") {
+            let named = [format!("`{field}`"), format!(".{field}`")]
+                .iter()
+                .any(|name| reference.contains(name));
+            assert!(named, "{field} of {probe} is not in docs/configuration.md");
+        }
+    }
+}
