@@ -641,3 +641,7 @@ impl Record {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;
