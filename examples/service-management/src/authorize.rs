@@ -159,7 +159,13 @@ impl Call<'_> {
 /// are blank or not text count as absent. Only `app_key` is trimmed, and it
 /// stays when it is empty.
 fn normalize(mut parameters: Parameters) -> Parameters {
-    for name in ["service_id", "app_id", "app_key", "user_key", "provider_key"] {
+    for name in [
+        "service_id",
+        "app_id",
+        "app_key",
+        "user_key",
+        "provider_key",
+    ] {
         let Some(value) = parameters.get_mut(name.as_bytes()) else {
             continue;
         };

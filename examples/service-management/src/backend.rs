@@ -400,7 +400,8 @@ fn malformed(request: &Request<'_>, error: ParseError) -> Response {
             found: "Array",
             ..
         } => {
-            let message = "request contains syntax errors, should not be repeated without modification";
+            let message =
+                "request contains syntax errors, should not be repeated without modification";
             Response::error(&ApiError::BadRequest(message.to_owned()), true)
         }
         ParseError::Clash {
@@ -442,7 +443,6 @@ fn clean(path: &str) -> String {
             segment => segments.push(segment),
         }
     }
-    let slash = !segments.is_empty()
-        && ["/", "/.", "/.."].iter().any(|end| path.ends_with(end));
+    let slash = !segments.is_empty() && ["/", "/.", "/.."].iter().any(|end| path.ends_with(end));
     format!("/{}{}", segments.join("/"), if slash { "/" } else { "" })
 }

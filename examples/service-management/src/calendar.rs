@@ -172,7 +172,11 @@ fn ruby_integer(text: &str) -> Option<i64> {
                     .saturating_add(i64::from(digit)),
             )
         })?;
-    Some(if negative { value.saturating_neg() } else { value })
+    Some(if negative {
+        value.saturating_neg()
+    } else {
+        value
+    })
 }
 
 fn civil_time(text: &str) -> Option<i64> {

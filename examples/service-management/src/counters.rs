@@ -57,7 +57,12 @@ impl Usage {
     ) -> Vec<(i64, u64)> {
         self.counter(service, application, metric)
             .and_then(|counter| counter.0.get(&period))
-            .map(|windows| windows.iter().map(|(start, value)| (*start, *value)).collect())
+            .map(|windows| {
+                windows
+                    .iter()
+                    .map(|(start, value)| (*start, *value))
+                    .collect()
+            })
             .unwrap_or_default()
     }
 
@@ -164,8 +169,14 @@ mod tests {
         let mut usage = Usage::default();
         let huge = Amount::Add(u128::from(LARGEST));
         usage.apply("s", "a", "hits", huge, 0).unwrap();
-        assert_eq!(usage.apply("s", "a", "hits", Amount::Add(1), 0), Err(OutOfRange));
-        assert_eq!(usage.apply("s", "a", "hits", Amount::Add(u128::MAX), 0), Err(OutOfRange));
+        assert_eq!(
+            usage.apply("s", "a", "hits", Amount::Add(1), 0),
+            Err(OutOfRange)
+        );
+        assert_eq!(
+            usage.apply("s", "a", "hits", Amount::Add(u128::MAX), 0),
+            Err(OutOfRange)
+        );
         assert_eq!(usage.total("s", "a", "hits"), LARGEST);
     }
 }

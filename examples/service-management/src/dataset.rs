@@ -133,7 +133,10 @@ impl ApplicationChange {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a map of service_token, provider_key, metrics, plans and services"
+)]
 struct File {
     provider_key: Option<String>,
     service_token: Option<String>,
@@ -272,7 +275,10 @@ impl Dataset {
         if let Some(plan) = &change.plan
             && !service.plans.contains_key(plan)
         {
-            return Err(content(&format!("{path}.plan"), format!("there is no plan {plan}")));
+            return Err(content(
+                &format!("{path}.plan"),
+                format!("there is no plan {plan}"),
+            ));
         }
         if let Some(key) = &change.user_key
             && service.user_keys.get(key).is_some_and(|owner| owner != id)
@@ -285,19 +291,24 @@ impl Dataset {
         let application = match (service.applications.get_mut(id), &change.plan) {
             (Some(application), _) => application,
             (None, None) => {
-                return Err(content(&format!("{path}.plan"), "a new application needs a plan"));
+                return Err(content(
+                    &format!("{path}.plan"),
+                    "a new application needs a plan",
+                ));
             }
-            (None, Some(plan)) => service
-                .applications
-                .entry(id.to_owned())
-                .or_insert(Application {
-                    id: id.to_owned(),
-                    plan: plan.clone(),
-                    state: State::Active,
-                    keys: Vec::new(),
-                    referrer_filters: Vec::new(),
-                    redirect_url: None,
-                }),
+            (None, Some(plan)) => {
+                service
+                    .applications
+                    .entry(id.to_owned())
+                    .or_insert(Application {
+                        id: id.to_owned(),
+                        plan: plan.clone(),
+                        state: State::Active,
+                        keys: Vec::new(),
+                        referrer_filters: Vec::new(),
+                        redirect_url: None,
+                    })
+            }
         };
         if let Some(state) = change.state {
             application.state = state;
@@ -328,9 +339,7 @@ impl Dataset {
 impl Service {
     /// The limits of an application's plan.
     pub fn limits(&self, application: &Application) -> &[Limit] {
-        self.plans
-            .get(&application.plan)
-            .map_or(&[], Vec::as_slice)
+        self.plans.get(&application.plan).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -472,7 +481,10 @@ fn build_metrics(path: &str, file: &MetricsFile) -> Result<Metrics, DatasetError
         let parent = match parent {
             None => None,
             Some(parent) => Some(file.get_index_of(parent).ok_or_else(|| {
-                content(&format!("{path}.{name}"), format!("there is no metric {parent}"))
+                content(
+                    &format!("{path}.{name}"),
+                    format!("there is no metric {parent}"),
+                )
             })?),
         };
         parents.insert(name.clone(), parent);
@@ -480,7 +492,10 @@ fn build_metrics(path: &str, file: &MetricsFile) -> Result<Metrics, DatasetError
     let metrics = Metrics(parents);
     for (metric, name) in file.keys().enumerate() {
         let mut seen = HashSet::from([metric]);
-        if !metrics.ancestors(metric).all(|ancestor| seen.insert(ancestor)) {
+        if !metrics
+            .ancestors(metric)
+            .all(|ancestor| seen.insert(ancestor))
+        {
             return Err(content(
                 &format!("{path}.{name}"),
                 "the metric is its own ancestor, or has such a one",
@@ -497,9 +512,9 @@ fn build_limits(
 ) -> Result<Vec<Limit>, DatasetError> {
     let mut limits = Vec::new();
     for (name, periods) in file {
-        let metric = metrics.find(name).ok_or_else(|| {
-            content(&format!("{path}.{name}"), "the service has no such metric")
-        })?;
+        let metric = metrics
+            .find(name)
+            .ok_or_else(|| content(&format!("{path}.{name}"), "the service has no such metric"))?;
         limits.extend(periods.iter().map(|(period, maximum)| Limit {
             metric,
             period: *period,
@@ -558,7 +573,10 @@ mod tests {
         assert!(message.starts_with("plans.p.hits"), "{message}");
         let text = "service_token: t\nservices: { '1': { backend_version: '3' } }";
         let message = problem(text);
-        assert!(message.starts_with("services.1.backend_version"), "{message}");
+        assert!(
+            message.starts_with("services.1.backend_version"),
+            "{message}"
+        );
         assert!(problem("services: {}\nsurprise: 1").contains("surprise"));
     }
 
@@ -574,7 +592,11 @@ mod tests {
         assert_eq!(service.token, "t");
         let application = &service.applications["a"];
         assert_eq!(application.state, State::Suspended);
-        let periods: Vec<_> = service.limits(application).iter().map(|l| l.period).collect();
+        let periods: Vec<_> = service
+            .limits(application)
+            .iter()
+            .map(|l| l.period)
+            .collect();
         assert_eq!(periods, [Period::Eternity, Period::Day]);
     }
 }

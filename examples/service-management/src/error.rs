@@ -56,7 +56,9 @@ impl ApiError {
             Self::ServiceIdMissing => "service_id_missing",
             Self::ServiceTokenInvalid { .. } => "service_token_invalid",
             Self::ProviderKeyInvalid(_) => "provider_key_invalid",
-            Self::ProviderKeyInvalidOrServiceMissing(_) => "provider_key_invalid_or_service_missing",
+            Self::ProviderKeyInvalidOrServiceMissing(_) => {
+                "provider_key_invalid_or_service_missing"
+            }
             Self::ServiceIdInvalid(_) => "service_id_invalid",
             Self::UserKeyInvalid(_) => "user_key_invalid",
             Self::AuthenticationError => "authentication_error",

@@ -259,7 +259,10 @@ fn split_name(name: &[u8], depth: usize) -> (&[u8], &[u8]) {
 
 /// The key within the maps of a list: `x[][y]` gives `y`, other forms the rest.
 fn list_child(inner: &[u8]) -> &[u8] {
-    match inner.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]")) {
+    match inner
+        .strip_prefix(b"[")
+        .and_then(|rest| rest.strip_suffix(b"]"))
+    {
         Some(key) if !key.is_empty() && !key.contains(&b'[') && !key.contains(&b']') => key,
         _ => inner,
     }

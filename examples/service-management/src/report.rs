@@ -59,7 +59,10 @@ impl Backend {
             return Err(Refusal::Plain(ApiError::NotValidData));
         }
         let transactions = transactions(parameters)?;
-        if transactions.values().any(|data| matches!(data, Parameter::List(_))) {
+        if transactions
+            .values()
+            .any(|data| matches!(data, Parameter::List(_)))
+        {
             return Err(Refusal::Internal);
         }
         let extensions = Extensions::parse(request.options, parameters)?;
@@ -99,7 +102,10 @@ fn transactions(parameters: &Parameters) -> Result<&Parameters, ApiError> {
         Some(Parameter::Map(transactions)) => transactions,
         Some(_) => return Err(ApiError::TransactionsFormatInvalid),
     };
-    if transactions.values().any(|data| *data == Parameter::Missing) {
+    if transactions
+        .values()
+        .any(|data| *data == Parameter::Missing)
+    {
         return Err(ApiError::TransactionsHasNilTransaction);
     }
     let names_user = |data: &Parameter| match data {

@@ -6,8 +6,8 @@ use crate::calendar::{Period, status_time};
 use crate::dataset::{Application, Limit, Service};
 use crate::error::{ApiError, Rejection};
 use crate::message::XML_HEAD;
-use crate::parameters::{Parameter, Parameters, parse};
 use crate::parameters::ParseError;
+use crate::parameters::{Parameter, Parameters, parse};
 use crate::usage::{process, sent};
 use quick_xml::escape::partial_escape;
 use std::collections::HashSet;
@@ -31,15 +31,12 @@ impl Extensions {
     /// Reads the header; `no_body` may also be a parameter of the request.
     pub fn parse(header: Option<&[u8]>, parameters: &Parameters) -> Result<Self, ParseError> {
         let options = parse(header.unwrap_or_default())?;
-        let on = |name: &str| {
-            options.get(name.as_bytes()) == Some(&Parameter::Text(b"1".to_vec()))
-        };
+        let on = |name: &str| options.get(name.as_bytes()) == Some(&Parameter::Text(b"1".to_vec()));
         let no_body = crate::parameters::get(&options, "no_body")
             .or_else(|| crate::parameters::get(parameters, "no_body"));
         Ok(Self {
-            no_body: no_body.is_some_and(|value| {
-                !matches!(value.text().as_deref(), Some("0" | "false"))
-            }),
+            no_body: no_body
+                .is_some_and(|value| !matches!(value.text().as_deref(), Some("0" | "false"))),
             rejection_reason_header: on("rejection_reason_header"),
             limit_headers: on("limit_headers"),
             hierarchy: on("hierarchy"),
@@ -221,9 +218,8 @@ impl Status<'_> {
         // The backend's comparison is no order: an unconstrained limit precedes a
         // constrained one and follows it. So this must be its very procedure,
         // which keeps the first and replaces it by what precedes it.
-        let tightest = concerned.reduce(|best, next| {
-            if precedes(next, best) { next } else { best }
-        });
+        let tightest =
+            concerned.reduce(|best, next| if precedes(next, best) { next } else { best });
         match tightest {
             Some((Some(remaining), limit)) => vec![
                 ("3scale-limit-remaining", remaining.to_string()),

@@ -67,12 +67,13 @@ pub(crate) fn process(
         let name = String::from_utf8_lossy(name);
         let name = strip(&name);
         let text = value.text();
-        let amount = text.as_deref().and_then(Amount::parse).ok_or_else(|| {
-            ApiError::UsageValueInvalid {
-                metric: name.to_owned(),
-                value: text.as_deref().map(str::to_owned),
-            }
-        })?;
+        let amount =
+            text.as_deref()
+                .and_then(Amount::parse)
+                .ok_or_else(|| ApiError::UsageValueInvalid {
+                    metric: name.to_owned(),
+                    value: text.as_deref().map(str::to_owned),
+                })?;
         let metric = metrics
             .find(name)
             .ok_or_else(|| ApiError::MetricInvalid(name.to_owned()))?;
@@ -128,7 +129,10 @@ mod tests {
             (" 0010\n", Some(Amount::Add(10))),
             ("#7", Some(Amount::Set(7))),
             (" #7", Some(Amount::Add(0))),
-            ("99999999999999999999", Some(Amount::Add(99_999_999_999_999_999_999))),
+            (
+                "99999999999999999999",
+                Some(Amount::Add(99_999_999_999_999_999_999)),
+            ),
             (&"9".repeat(60), Some(Amount::Add(u128::MAX))),
             ("", None),
             ("#", None),

@@ -12,9 +12,18 @@ use std::path::{Path, PathBuf};
 
 /// Captures that cannot be replayed, and why.
 const EXCLUDED: [(&str, &str); 3] = [
-    ("g04-redis-frozen", "the backend's store was stopped; stand-in faults do that"),
-    ("g05-status-redis-frozen", "follows the same stop; a39 is the same call"),
-    ("i17-internal-noauth", "the internal API is not part of the protocol"),
+    (
+        "g04-redis-frozen",
+        "the backend's store was stopped; stand-in faults do that",
+    ),
+    (
+        "g05-status-redis-frozen",
+        "follows the same stop; a39 is the same call",
+    ),
+    (
+        "i17-internal-noauth",
+        "the internal API is not part of the protocol",
+    ),
 ];
 
 /// Families recorded after the backend's usage had been removed.
@@ -137,14 +146,20 @@ fn unix(text: &str) -> i64 {
     let format = time::macros::format_description!(
         "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]"
     );
-    time::OffsetDateTime::parse(text, format).unwrap().unix_timestamp()
+    time::OffsetDateTime::parse(text, format)
+        .unwrap()
+        .unix_timestamp()
 }
 
 /// Long bodies were shortened when they were written down: `start...[N bytes]`.
 fn restore(body: &str, length: usize) -> Vec<u8> {
     let Some((start, _)) = body.split_once("...[") else {
         // The file has a line break of its own after the body.
-        return body.as_bytes().get(..length).unwrap_or(body.as_bytes()).to_vec();
+        return body
+            .as_bytes()
+            .get(..length)
+            .unwrap_or(body.as_bytes())
+            .to_vec();
     };
     if start.ends_with('y') {
         let mut body = start.as_bytes().to_vec();
@@ -195,7 +210,10 @@ fn captures() -> Vec<Capture> {
     let mut paths: Vec<_> = std::fs::read_dir(data().join("captures"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "http"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "http")
+        })
         .collect();
     paths.sort();
     paths.iter().map(|path| Capture::read(path)).collect()
@@ -227,7 +245,11 @@ fn every_capture_is_answered_as_the_real_backend_did() {
         }
         family = first;
         // The report of f06 is too old by 100 seconds, that of f07 too new.
-        now = if first == 'f' { 1_795_294_090 } else { capture.moment(now) };
+        now = if first == 'f' {
+            1_795_294_090
+        } else {
+            capture.moment(now)
+        };
         let (path, query) = capture
             .target
             .split_once('?')
@@ -266,7 +288,11 @@ fn every_capture_is_answered_as_the_real_backend_did() {
         }
         if let Some(at) = stored.iter().position(|(other, _)| *other == name) {
             let (_, hits) = stored.remove(at);
-            assert_eq!(backend.usage().total("1001", "allp", "hits"), hits, "after {name}");
+            assert_eq!(
+                backend.usage().total("1001", "allp", "hits"),
+                hits,
+                "after {name}"
+            );
         }
         if name == "f41-bad-utf8" {
             let codes: Vec<_> = backend.errors().services["1001"]
@@ -277,14 +303,20 @@ fn every_capture_is_answered_as_the_real_backend_did() {
             assert_eq!(codes, ERRORS_OF_REPORTS);
         }
         if name == "f04-ts-epoch" {
-            let minute = backend
-                .usage()
-                .value("1001", "allp", "hits", Period::Minute, 1_795_290_490);
+            let minute =
+                backend
+                    .usage()
+                    .value("1001", "allp", "hits", Period::Minute, 1_795_290_490);
             assert_eq!(minute, 1, "a timestamp decides the window");
         }
     }
     println!("{replayed} captures replayed, {excluded} excluded");
-    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     assert!(unused.is_empty(), "excluded, but not captured: {unused:?}");
     assert!(stored.is_empty(), "no such capture: {stored:?}");
     assert_eq!((replayed, excluded), (228, 3));
