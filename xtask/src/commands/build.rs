@@ -62,8 +62,10 @@ fn build(package: &str, check: impl FnOnce(&Interface) -> Result<()>) -> Result<
         .join(FILTER_TARGET)
         .join("release")
         .join(&name);
-    let linked = std::fs::read(&linked)
-        .with_context(|| format!("reading {}", workspace::display(&linked)))?;
+    let linked = std::fs::read(&linked).with_context(|| {
+        let path = workspace::display(&linked);
+        format!("reading {path}: has {package} the crate type cdylib?")
+    })?;
     check(&Interface::of(&linked)?)?;
     let module = wasm::without_custom_sections(&linked)?;
     let path = workspace::target().join(&name);
