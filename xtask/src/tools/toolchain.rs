@@ -63,7 +63,8 @@ impl Toolchain {
                     })
                 },
                 || {
-                    if on_path("rustup").is_some() && add_targets()? {
+                    // rustup may succeed for a toolchain that is not the active one.
+                    if on_path("rustup").is_some() && add_targets()? && active_has_targets()? {
                         return Ok(());
                     }
                     install_debian()
@@ -72,7 +73,10 @@ impl Toolchain {
             Ok("active") => ensure(
                 "the WebAssembly targets",
                 || Ok(active_has_targets()?.then_some(Self::Active)),
-                || add_targets().map(drop),
+                || match add_targets()? {
+                    true => Ok(()),
+                    false => bail!("rustup cannot add the targets, and {CHOICE} rules out others"),
+                },
             ),
             Ok("debian") => ensure(
                 "Debian's Rust toolchain",
