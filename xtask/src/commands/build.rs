@@ -84,13 +84,8 @@ fn check(interface: &Interface) -> Result<()> {
     let unused = wasm::check_imports(&interface.imports, &read_list(IMPORTS)?)
         .map_err(|error| with_way_out(&error, IMPORTS))?;
     wasm::check_exports(&interface.exports, &read_list(EXPORTS)?)
-<<<<<<< HEAD
-        .with_context(|| how_to_accept(EXPORTS))?;
-    eprintln!(
-=======
         .map_err(|error| with_way_out(&error, EXPORTS))?;
-    println!(
->>>>>>> wt-xtask
+    eprintln!(
         "imports: {} of the {} that are allowed; exports: {}, as listed",
         interface.imports.len(),
         interface.imports.len() + unused.len(),
