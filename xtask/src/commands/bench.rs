@@ -126,11 +126,15 @@ async fn measure(
     modules: &BTreeMap<&str, PathBuf>,
 ) -> Result<Results> {
     let upstream = variant::upstream(envoy).await?;
-    let service_management = upstream.address();
+    let service_management = backend::start().await?;
     let mut contenders = Vec::new();
     for variant in arguments.variants() {
         let module = variant.package().and_then(|package| modules.get(package));
-        let options = variant.options(module.cloned(), upstream.address(), service_management);
+        let options = variant.options(
+            module.cloned(),
+            upstream.address(),
+            service_management.address(),
+        );
         let envoy = Envoy::start(EnvoyOptions {
             executable: Some(envoy.to_owned()),
             ..options
