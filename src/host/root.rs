@@ -20,7 +20,7 @@ use crate::service_management::{
     AuthorizeAnswer, Failure, Identification, Misconfiguration, ReportAnswer, ReportBody,
     ServiceAccess,
 };
-use crate::usage::{Candidate, Flusher, Settings, Settled, lead, push, wants_flush};
+use crate::usage::{Candidate, Flusher, Settings, Settled, Terms, lead, push, wants_flush};
 use log::{error, info, warn};
 use std::collections::HashMap;
 
@@ -568,8 +568,7 @@ impl Root {
         };
         let taken = shared.applications.refresh(
             &shared.data,
-            slot,
-            digest,
+            (slot, digest),
             known,
             &service.metrics,
             now,
@@ -618,9 +617,11 @@ impl Root {
             &mut shared.applications,
             batch,
             answer,
-            &service.metrics,
-            &settings,
-            now,
+            &Terms {
+                metrics: &service.metrics,
+                settings,
+                now,
+            },
             jitter,
         );
         at_work.settled(service, settled, now);
@@ -669,7 +670,6 @@ impl Root {
 
     fn flush(&mut self, index: usize, shared: &mut Shared, now: Moment) {
         let settings = settings(&self.configuration);
-        let ahead = refresh_ahead(&self.configuration);
         let (Some(service), Some(at_work)) = (
             self.configuration.services.get(index),
             self.services.get_mut(index),
@@ -680,10 +680,11 @@ impl Root {
             &shared.data,
             &mut shared.applications,
             &access(service),
-            &service.metrics,
-            &settings,
-            ahead,
-            now,
+            &Terms {
+                metrics: &service.metrics,
+                settings,
+                now,
+            },
         );
         at_work.settled(service, settled, now);
         for slot in at_work.flusher.take_due() {
@@ -964,6 +965,7 @@ fn settings(configuration: &Configuration) -> Settings {
         timeout: milliseconds(reporting.timeout),
         batch: usize::try_from(reporting.batch).unwrap_or(usize::MAX),
         uncertain: reporting.uncertain,
+        refresh_ahead: refresh_ahead(configuration),
     }
 }
 
