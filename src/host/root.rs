@@ -9,7 +9,8 @@ use super::seed;
 use super::stats::{Counter, Stats};
 use super::vm::Shared;
 use crate::authorization::{
-    Change, Identity, Learned, Lifetimes, Question, Record, Refresher, Slot, Verdict, application,
+    Change, Identity, Learned, Lifetimes, Mark, Question, Record, Refresher, Slot, Verdict,
+    application,
 };
 use crate::config::{Configuration, Service, Unknown, UnmatchedHosts};
 use crate::credentials::{Credential, Digest, Found, Identities, Kind};
@@ -768,21 +769,27 @@ impl Root {
                 self.swept = 0;
             }
             let services = &mut self.services;
-            let _ = shared
+            let found = shared
                 .applications
                 .table()
                 .change_slot(&shared.data, slot, |record| {
                     let at_work = services
                         .iter_mut()
                         .find(|at_work| at_work.leads && at_work.scope == record.scope)?;
-                    if wants_flush(record, now) {
-                        at_work.flusher.add(slot);
-                    }
                     if record.wants_refresh(now, ahead) {
                         at_work.refresher.add(slot);
                     }
-                    Some(Change::Keep(()))
+                    Some(Change::Keep(
+                        wants_flush(record, now).then_some(at_work.scope),
+                    ))
                 });
+            // Marked, not flushed: usage that only waits for its round is sent in it.
+            if let Ok(Some(Some(scope))) = found {
+                shared
+                    .applications
+                    .marks(Mark::Dirty, scope)
+                    .set(&shared.data, slot);
+            }
         }
     }
 
