@@ -158,6 +158,15 @@ impl FakeEnvoy {
     /// milliseconds since 1970.
     pub const START_MS: u64 = 1_800_000_000_000;
 
+    /// A process whose VMs run Tollgate.
+    #[allow(
+        clippy::new_without_default,
+        reason = "a process is started, not assumed"
+    )]
+    pub fn new() -> Self {
+        Self::with_guest(crate::filter::tollgate())
+    }
+
     /// A process whose VMs run `guest`.
     pub fn with_guest(guest: Guest) -> Self {
         hostcalls::install();
