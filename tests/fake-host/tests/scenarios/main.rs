@@ -6,5 +6,6 @@
 //! management and an operator see, and read the records from shared data.
 
 mod asking;
+mod limits;
 mod replies;
 mod support;
