@@ -131,7 +131,7 @@ pub mod memory {
         }
 
         /// Number of keys.
-        pub fn len(&self) -> usize {
+        pub fn keys(&self) -> usize {
             self.state.borrow().values.len()
         }
     }

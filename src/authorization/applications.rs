@@ -271,8 +271,7 @@ impl Applications {
     pub fn refresh(
         &mut self,
         data: &impl SharedData,
-        slot: Slot,
-        digest: Digest,
+        (slot, digest): (Slot, Digest),
         answer: Result<&Authorization, Denial>,
         metrics: &Metrics,
         now: Moment,

@@ -187,8 +187,7 @@ fn taken(data: *mut u8, size: usize) -> Vec<u8> {
 }
 
 /// Allocates memory for the host to return data in; `taken` takes it over.
-#[unsafe(no_mangle)]
-pub extern "C" fn proxy_on_memory_allocate(size: usize) -> *mut u8 {
+pub fn allocate(size: usize) -> *mut u8 {
     Box::into_raw(vec![0u8; size].into_boxed_slice()).cast()
 }
 

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code)]
 
-use super::abi::Action;
+use super::abi::{self, Action};
 use super::vm::Vm;
 use std::cell::RefCell;
 
@@ -47,6 +47,11 @@ extern "C" fn _initialize() {
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_abi_version_0_2_1() {}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_memory_allocate(size: usize) -> *mut u8 {
+    abi::allocate(size)
+}
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_context_create(context_id: u32, parent_id: u32) {

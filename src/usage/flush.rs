@@ -41,6 +41,19 @@ pub struct Settings {
     pub batch: usize,
     /// The policy for uncertain outcomes.
     pub uncertain: Uncertain,
+    /// How long before its end an answer in use is asked for again, in milliseconds.
+    pub refresh_ahead: u64,
+}
+
+/// What every step of a service's flush goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The service's metrics.
+    pub metrics: &'a Metrics,
+    /// How its usage is reported.
+    pub settings: Settings,
+    /// The moment of the step.
+    pub now: Moment,
 }
 
 /// A report to send.
@@ -134,39 +147,20 @@ impl Flusher {
         }
     }
 
-    /// Puts a slot on the list that the marks did not name.
-    pub fn add(&mut self, slot: Slot) {
-        self.waiting.push_back(slot);
-    }
-
-    /// The slots that were seen to want a refresh within the time given to `tick`.
+    /// The slots that were seen to want a refresh soon.
     pub fn take_due(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.due)
     }
 
-    /// Batches that are not yet answered.
-    #[must_use]
-    pub fn batches_in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
-    /// Starts a round now, whatever the interval: before leaving, and in tests.
-    pub const fn hurry(&mut self) {
-        self.next_round = 0;
-    }
-
     /// What to send now: a bounded number of reports from a bounded number of records.
-    /// `refresh_ahead`: see [`Record::wants_refresh`], in milliseconds.
     pub fn tick(
         &mut self,
         data: &impl SharedData,
         applications: &mut Applications,
         service: &ServiceAccess<'_>,
-        metrics: &Metrics,
-        settings: &Settings,
-        refresh_ahead: u64,
-        now: Moment,
+        terms: &Terms<'_>,
     ) -> (Vec<Report>, Settled) {
+        let Terms { settings, now, .. } = terms;
         let mut settled = Settled::default();
         let mut reports = Vec::new();
         if self.segment.is_none() && self.waiting.is_empty() && now.monotonic >= self.next_round {
@@ -185,10 +179,7 @@ impl Flusher {
                     .monotonic
                     .saturating_add(settings.timeout)
                     .saturating_add(DEADLINE_GRACE),
-                settings,
-                metrics,
-                refresh_ahead,
-                now,
+                terms,
             };
             let mut body = ReportBody::new(service);
             let mut members = Vec::new();
@@ -267,6 +258,7 @@ impl Flusher {
         let scope = self.scope;
         let empty = body.transactions() == 0;
         let most = round
+            .terms
             .settings
             .batch
             .saturating_sub(body.transactions())
@@ -278,12 +270,13 @@ impl Flusher {
             }
             let mut ended = Settled::default();
             end_overdue_batch(record, round, &mut ended);
-            let refresh = record.wants_refresh(round.now, round.refresh_ahead);
+            let refresh = record.wants_refresh(round.terms.now, round.terms.settings.refresh_ahead);
             if record.alone && !empty {
                 return Some(Change::Keep((Looked::Later, Settled::default(), refresh)));
             }
-            ended.too_old = record.give_up_unreportable(round.now);
-            let transactions = record.dispatch(round.batch, round.deadline, most, round.metrics);
+            ended.too_old = record.give_up_unreportable(round.terms.now);
+            let transactions =
+                record.dispatch(round.batch, round.deadline, most, round.terms.metrics);
             if parameters(&transactions) > room {
                 return Some(Change::Keep((Looked::Later, Settled::default(), refresh)));
             }
@@ -328,11 +321,14 @@ impl Flusher {
         applications: &mut Applications,
         batch: u64,
         answer: &ReportAnswer,
-        metrics: &Metrics,
-        settings: &Settings,
-        now: Moment,
+        terms: &Terms<'_>,
         jitter: u64,
     ) -> Settled {
+        let Terms {
+            metrics,
+            settings,
+            now,
+        } = *terms;
         let outcome = match answer {
             ReportAnswer::Acknowledged => Outcome::Acknowledged,
             // Refused whole, so nothing of it was applied.
@@ -356,7 +352,7 @@ impl Flusher {
         if matches!(answer, ReportAnswer::Acknowledged) {
             self.failures = 0;
         } else {
-            self.pause(data, applications, settings, now, jitter);
+            self.pause(data, applications, &settings, now, jitter);
         }
         settled
     }
@@ -392,17 +388,14 @@ const fn uncertain(policy: Uncertain) -> Outcome {
 struct Round<'a> {
     batch: u64,
     deadline: u64,
-    settings: &'a Settings,
-    metrics: &'a Metrics,
-    refresh_ahead: u64,
-    now: Moment,
+    terms: &'a Terms<'a>,
 }
 
 /// Ends a batch that nobody answered in time: its VM went away.
 fn end_overdue_batch(record: &mut Record, round: &Round<'_>, ended: &mut Settled) {
-    if record.batch != 0 && record.batch_deadline <= round.now.monotonic {
-        let outcome = uncertain(round.settings.uncertain);
-        let units = record.settle(record.batch, outcome, round.metrics, round.now);
+    if record.batch != 0 && record.batch_deadline <= round.terms.now.monotonic {
+        let outcome = uncertain(round.terms.settings.uncertain);
+        let units = record.settle(record.batch, outcome, round.terms.metrics, round.terms.now);
         ended.count(outcome, units);
     }
 }

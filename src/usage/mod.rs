@@ -4,5 +4,5 @@
 mod flush;
 mod lease;
 
-pub use flush::{Flusher, Report, Settings, Settled, push, wants_flush};
+pub use flush::{Flusher, Report, Settings, Settled, Terms, push, wants_flush};
 pub use lease::{Candidate, lead};

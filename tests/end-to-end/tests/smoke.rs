@@ -51,6 +51,30 @@ async fn a_new_listener_is_taken_and_keeps_its_address() -> Result<()> {
 
 #[tokio::test]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn a_refused_configuration_leaves_the_previous_one_at_work() -> Result<()> {
+    let echo = Echo::start().await?;
+    let options = EnvoyOptions {
+        base: Base::Reloadable,
+        upstream: Some(echo.address()),
+        ..Default::default()
+    };
+    let mut envoy = Envoy::start(options).await?;
+    for broken in [
+        Plugin::Text("{".into()),
+        Plugin::Merge(serde_json::json!({ "authorisation": {} })),
+    ] {
+        assert_eq!(
+            envoy.update_listener(broken).await?,
+            ListenerUpdate::Rejected
+        );
+        assert_eq!(envoy.client()?.get("/healthz", &[]).await?.status, 200);
+    }
+    assert!(envoy.log().contains("authorisation"), "{}", envoy.log());
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
 async fn a_header_that_is_not_utf8_does_no_harm() -> Result<()> {
     let echo = Echo::start().await?;
     let envoy = Envoy::start(EnvoyOptions {

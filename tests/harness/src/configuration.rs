@@ -34,6 +34,8 @@ pub enum Plugin {
     Merge(Value),
     /// This one instead.
     Replace(Value),
+    /// These characters, which need not be JSON.
+    Text(String),
 }
 
 /// The last word on the listener, as parsed from the shipped file.
@@ -123,8 +125,14 @@ impl Changes {
                 let plugin = at(filter, "/configuration/value")?;
                 match &self.plugin {
                     Plugin::Shipped => {}
-                    Plugin::Merge(patch) => merge(plugin, patch),
-                    Plugin::Replace(value) => *plugin = value.clone(),
+                    Plugin::Merge(patch) => {
+                        let shipped = plugin.as_str().context("the configuration is no string")?;
+                        let mut merged = serde_json::from_str(shipped)?;
+                        merge(&mut merged, patch);
+                        *plugin = json!(merged.to_string());
+                    }
+                    Plugin::Replace(value) => *plugin = json!(value.to_string()),
+                    Plugin::Text(text) => *plugin = json!(text),
                 }
             }
         }
@@ -256,6 +264,21 @@ mod tests {
             "{text}"
         );
         assert!(bootstrap.to_string().contains("1234"));
+    }
+
+    #[test]
+    fn the_plugin_is_given_the_shipped_configuration_with_the_patch_in_it() {
+        let mut changes = changes(Base::Static);
+        changes.plugin = Plugin::Merge(json!({ "authorization": { "ttl": "7s" } }));
+        let whole = changes.bootstrap().unwrap();
+        let place = "/http_filters/0/typed_config/config/configuration/value";
+        let text = whole
+            .pointer(&format!("/static_resources/listeners/0{MANAGER}{place}"))
+            .unwrap();
+        let plugin: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+        assert_eq!(plugin["authorization"]["ttl"], "7s");
+        assert_eq!(plugin["authorization"]["negative_ttl"], "10s");
+        assert_eq!(plugin["services"][0]["id"], "1001");
     }
 
     #[test]

@@ -145,6 +145,8 @@ impl Envoy {
             .args(["--concurrency", &options.concurrency.to_string()])
             .args(["--drain-time-s", &options.drain_time.as_secs().to_string()])
             .args(["--log-level", &options.log_level])
+            // At `info` it lists all of Envoy's extensions.
+            .args(["--component-log-level", "main:warning"])
             // Several Envoys on one machine must not share memory; access logs are wanted at once.
             .args(["--use-dynamic-base-id", "--file-flush-interval-msec", "20"])
             .env("TG_SERVICE_TOKEN", "svc-token")
