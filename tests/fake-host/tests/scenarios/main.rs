@@ -6,6 +6,8 @@
 //! management and an operator see, and read the records from shared data.
 
 mod asking;
+mod flush;
 mod limits;
+mod refresh;
 mod replies;
 mod support;

@@ -338,3 +338,25 @@ pub fn books(envoy: &FakeEnvoy, metric: &str) -> Books {
 pub fn behaved(envoy: &FakeEnvoy) {
     assert_eq!(envoy.misuses(), Vec::<String>::new());
 }
+
+/// Random numbers that are the same in each run (SplitMix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn one_of<'a, T>(&mut self, things: &'a [T]) -> &'a T {
+        let index = self.below(things.len() as u64);
+        &things[usize::try_from(index).expect("an index")]
+    }
+}
