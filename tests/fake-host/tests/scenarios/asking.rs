@@ -256,11 +256,13 @@ fn a_failing_service_management_is_asked_for_refreshes_less_and_less() {
     let (envoy, worker) = gateway(&plain());
     introduce(&envoy, &worker, "alice", authorized());
     let workers = [worker.clone()];
+    envoy.advance(seconds(61));
+    get(&worker, "alice").forwarded();
     let calls = pass_time(&envoy, &workers, seconds(300), |_| {
         Some(Failure::ConnectionRefused.into())
     });
     let asked = questions(&calls).len();
-    assert!((5..40).contains(&asked), "{asked} questions in 260 seconds");
+    assert!((5..40).contains(&asked), "{asked} questions in 300 seconds");
     assert!(stat(&envoy, "authorize_failures") > 0);
 }
 
@@ -458,4 +460,33 @@ fn neither_logs_nor_replies_hold_a_secret() {
     for secret in ["consumers-secret", "token-of-1001"] {
         assert!(!told.contains(secret), "{told}");
     }
+}
+
+#[test]
+fn a_refresh_that_went_with_its_leader_is_made_up_for_by_the_next() {
+    let (envoy, workers) = gateway_of(2, &plain());
+    introduce(&envoy, &workers[0], "alice", authorized());
+    let mut suspended = |call: &tollgate_fake_host::Call| {
+        Some(match is_question(call) {
+            true => denied("application_not_active").at(envoy.wall_ms()),
+            false => tollgate_fake_host::accepted(),
+        })
+    };
+    envoy.advance(seconds(61));
+    get(&workers[0], "alice").forwarded();
+    pass_time(&envoy, &workers, SECOND, &mut suspended);
+    assert_eq!(get(&workers[1], "alice").status(), Some(403));
+    pass_time(&envoy, &workers, seconds(11), &mut suspended);
+
+    // Stale: the next request wants it refreshed, the leader asks, and is gone.
+    assert_eq!(get(&workers[1], "alice").status(), Some(403));
+    pass_time(&envoy, &workers, SECOND, |_| None);
+    assert_eq!(questions(&workers[0].calls()), ["alice"]);
+    workers[0].restart_vm();
+    let mut backend = Backend::knows(&["alice"]);
+    let others = [workers[1].clone()];
+    pass_time(&envoy, &others, seconds(70), |call| {
+        Some(backend.answer(call, envoy.wall_ms()))
+    });
+    get(&workers[1], "alice").forwarded();
 }

@@ -11,3 +11,4 @@ mod limits;
 mod refresh;
 mod replies;
 mod support;
+mod table;
