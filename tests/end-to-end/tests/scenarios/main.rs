@@ -1,0 +1,7 @@
+//! What Tollgate promises, shown with the real module in a real Envoy against the
+//! stand-in. One binary, because every one takes its time to link.
+
+mod accounting;
+mod configuration;
+mod limits;
+mod outage;
