@@ -88,8 +88,8 @@ async fn every_kind_of_error_is_refused_by_its_field_while_the_old_configuration
         ),
         (
             "duplicate host",
-            service(json!({ "hosts": ["api.example.com", "API.example.com"] })),
-            "services[0].hosts[1]: \"API.example.com\": belongs to service \"1001\" already",
+            service(json!({ "hosts": ["api.example.com", "api.example.com."] })),
+            "services[0].hosts[1]: \"api.example.com\": belongs to service \"1001\" already",
         ),
         (
             "missing environment variable",

@@ -1,8 +1,13 @@
 //! No limit is overrun, and none denies for longer than its window.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use service_management::Period;
 use tokio::task::JoinSet;
-use tollgate_end_to_end::{Gateway, Setup, wall_milliseconds};
+use tollgate_end_to_end::{Gateway, SERVICE, Setup, wall_milliseconds};
 
 const MINUTE: u64 = 60_000;
 
@@ -11,7 +16,7 @@ const MINUTE: u64 = 60_000;
 async fn within_a_minute(left: u64) -> u64 {
     let remaining = MINUTE - wall_milliseconds() % MINUTE;
     if remaining < left {
-        tokio::time::sleep(std::time::Duration::from_millis(remaining + 1)).await;
+        tokio::time::sleep(Duration::from_millis(remaining + 1)).await;
     }
     let now = wall_milliseconds();
     now - now % MINUTE + MINUTE
@@ -72,5 +77,55 @@ async fn of_a_thousand_requests_at_once_over_two_workers_the_limit_admits_exactl
     );
     assert_eq!((admitted, limited, usage), (100, 900, 100));
     assert_eq!(gateway.counter("requests_limited").await?, 900);
+    Ok(())
+}
+
+/// Reports carry the time of the usage: here none is sent until the minute is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn a_minute_that_ends_opens_a_new_window_and_keeps_its_usage() -> Result<()> {
+    let gateway = Gateway::start(Setup {
+        plugin: json!({ "reporting": { "interval": "20s" } }),
+        ..Setup::default()
+    })
+    .await?;
+    let client = gateway.client()?;
+    let headers = [("x-api-key", "minute5-key")];
+    // The first flush is at once; the next is 20 s later.
+    assert_eq!(
+        client
+            .get("/v1/items", &[("x-api-key", "other-key")])
+            .await?
+            .status,
+        200
+    );
+    gateway.flushed(1).await?;
+    let end = loop {
+        let left = MINUTE - wall_milliseconds() % MINUTE;
+        if (3_000..12_000).contains(&left) {
+            break wall_milliseconds() + left;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let before = client.get_many(8, 4, "/v1/items", &headers).await?;
+    ensure!(
+        wall_milliseconds() < end,
+        "the minute ended: the machine is too slow"
+    );
+    assert_eq!(before, BTreeMap::from([(200, 5), (429, 3)]));
+    tokio::time::sleep(Duration::from_millis(end + 100 - wall_milliseconds())).await;
+    let after = client.get_many(3, 1, "/v1/items", &headers).await?;
+    assert_eq!(
+        after,
+        BTreeMap::from([(200, 3)]),
+        "a denial does not outlive its window"
+    );
+    gateway.flushed(9).await?;
+    let windows = gateway
+        .backend
+        .usage()
+        .windows(SERVICE, "minute5", "hits", Period::Minute);
+    let end = i64::try_from(end / 1_000)?;
+    assert_eq!(windows, [(end - 60, 5), (end, 3)]);
     Ok(())
 }

@@ -3,5 +3,10 @@
 
 mod accounting;
 mod configuration;
+mod hostile;
 mod limits;
+mod observability;
 mod outage;
+mod reload;
+mod replies;
+mod waiting;

@@ -113,3 +113,77 @@ async fn known_applications_do_not_wait_for_a_service_management_that_hangs() ->
     assert_eq!(gateway.usage("free", "hits"), requests);
     Ok(())
 }
+
+/// Sends requests, then reports that meet with a fault, and returns the gateway when all
+/// is acknowledged that ever will be.
+async fn reported_through(fault: Fault, uncertain: &str) -> Result<Gateway> {
+    let gateway = Gateway::start(Setup {
+        plugin: json!({ "reporting": { "timeout": "500ms", "uncertain": uncertain } }),
+        ..Setup::default()
+    })
+    .await?;
+    let rule = FaultRule::times(FaultScope::Report, fault, 1);
+    gateway.backend.set_faults(vec![rule]);
+    let client = gateway.client()?;
+    let headers = [("x-api-key", "free-key")];
+    assert_eq!(client.get("/v1/items", &headers).await?.status, 200);
+    eventually("the report that goes wrong", PATIENCE, async || {
+        (gateway.counter("reports_uncertain").await.ok()? == 1).then_some(())
+    })
+    .await?;
+    assert_eq!(client.get("/v1/items", &headers).await?.status, 200);
+    let settled = async || {
+        let acknowledged = gateway.counter("usage_acknowledged").await.ok()?;
+        let lost = gateway.counter("usage_lost_uncertain").await.ok()?;
+        (acknowledged + lost == 2 && gateway.backend.queued() == 0).then_some(())
+    };
+    eventually("all usage to be settled", PATIENCE, settled).await?;
+    Ok(gateway)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn a_report_without_an_answer_is_sent_again_and_counted_as_such() -> Result<()> {
+    // It had not arrived: what is counted is exact.
+    let gateway = reported_through(Fault::Hang, "resend").await?;
+    assert_eq!(gateway.counter("usage_resent").await?, 1);
+    assert_eq!(gateway.usage("free", "hits"), 2);
+    // It had: what is counted twice is known.
+    let gateway = reported_through(Fault::ResetAfter, "resend").await?;
+    assert_eq!(gateway.counter("usage_resent").await?, 1);
+    assert_eq!(gateway.usage("free", "hits"), 3);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn where_nothing_may_count_twice_a_report_without_an_answer_is_lost_and_counted_as_such()
+-> Result<()> {
+    let gateway = reported_through(Fault::Hang, "drop").await?;
+    assert_eq!(gateway.counter("usage_lost_uncertain").await?, 1);
+    assert_eq!(gateway.counter("usage_resent").await?, 0);
+    assert_eq!(gateway.usage("free", "hits"), 1);
+    assert!(gateway.envoy.log().contains("1 units of usage are lost"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn where_the_operator_wants_it_unknown_applications_pass_and_are_reported_later() -> Result<()>
+{
+    let mut gateway = Gateway::start(Setup {
+        plugin: json!({ "authorization": { "unknown": "allow" } }),
+        ..Setup::default()
+    })
+    .await?;
+    gateway.backend.stop().await;
+    let statuses = gateway
+        .client()?
+        .get_many(50, 10, "/v1/items", &[("x-api-key", "free-key")])
+        .await?;
+    assert_eq!(statuses.into_iter().collect::<Vec<_>>(), [(200, 50)]);
+    gateway.backend.restart().await?;
+    gateway.flushed(50).await?;
+    assert_eq!(gateway.usage("free", "hits"), 50);
+    Ok(())
+}
