@@ -10,6 +10,8 @@ mod tools;
 mod wasm;
 mod workspace;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 use commands::{bench, build, lint, setup, test};
@@ -36,13 +38,21 @@ enum Command {
     Lint,
 }
 
-fn main() -> anyhow::Result<()> {
-    match CommandLine::parse().command {
+fn main() -> ExitCode {
+    let result = match CommandLine::parse().command {
         Command::Setup => setup::run(),
         Command::Build(arguments) => build::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Lint => lint::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain of contexts; a backtrace of xtask would help nobody.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
