@@ -564,9 +564,9 @@ impl Record {
         self.heard(now, ttl, stale_if_error);
     }
 
-    /// Lets the application in unheard: for `unknown: allow` while the backend fails.
+    /// Lets the application in unheard, for `unknown: allow` while the backend fails;
+    /// unless it was last heard of as denied, which it then stays.
     pub fn let_in_unheard(&mut self, now: Moment, for_milliseconds: u64) {
-        self.denial = None;
         self.alone = true;
         self.heard(now, 0, for_milliseconds);
     }
@@ -641,3 +641,7 @@ impl Record {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

@@ -135,14 +135,17 @@ pub fn backoff(failures: u32, first: u64, longest: u64, jitter: u64) -> u64 {
 }
 
 impl Record {
-    /// Whether the answer it holds should be asked for again now: it has been used
-    /// since, and will be stale within `ahead` milliseconds or is.
+    /// Whether the answer it holds should be asked for again now: it is in use, that is
+    /// it admitted somebody within the last `ahead` milliseconds, and it will be stale
+    /// within as many or is.
     #[must_use]
     pub fn wants_refresh(&self, now: Moment, ahead: u64) -> bool {
         let soon = Moment {
             monotonic: now.monotonic.saturating_add(ahead),
             ..now
         };
-        self.last_used >= self.fetched_at && self.freshness(soon) != Freshness::Fresh
+        self.last_used >= self.fetched_at
+            && self.last_used.saturating_add(ahead) >= now.monotonic
+            && self.freshness(soon) != Freshness::Fresh
     }
 }

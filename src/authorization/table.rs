@@ -359,3 +359,7 @@ impl Hasher for DigestHasher {
         self.0
     }
 }
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -147,25 +147,9 @@ impl Flusher {
         }
     }
 
-    /// Puts a slot on the list that the marks did not name.
-    pub fn add(&mut self, slot: Slot) {
-        self.waiting.push_back(slot);
-    }
-
-    /// The slots that were seen to want a refresh within the time given to `tick`.
+    /// The slots that were seen to want a refresh soon.
     pub fn take_due(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.due)
-    }
-
-    /// Batches that are not yet answered.
-    #[must_use]
-    pub fn batches_in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
-    /// Starts a round now, whatever the interval: before leaving, and in tests.
-    pub const fn hurry(&mut self) {
-        self.next_round = 0;
     }
 
     /// What to send now: a bounded number of reports from a bounded number of records.
