@@ -133,7 +133,10 @@ impl ApplicationChange {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a map of service_token, provider_key, metrics, plans and services"
+)]
 struct File {
     provider_key: Option<String>,
     service_token: Option<String>,
