@@ -15,10 +15,12 @@ use tollgate::moment::Moment;
 use tollgate::service_management::{Authorization, UsageReport};
 use tollgate::shared_data::{SetError, SharedData, Token};
 
+type Values = HashMap<Vec<u8>, (Vec<u8>, u32)>;
+
 /// As Envoy's, for one thread.
 #[derive(Default)]
 struct Memory {
-    values: RefCell<HashMap<Vec<u8>, (Vec<u8>, u32)>>,
+    values: RefCell<Values>,
 }
 
 impl SharedData for Memory {
