@@ -1,0 +1,19 @@
+//! Whether Tollgate decides as 3scale does: recordings and tables of the real thing,
+//! held against the code that is built here.
+//!
+//! Apart from the tests of each room because two things go through these checks, the
+//! filter and the stand-in that most other tests rely on, and because what is checked
+//! may be a file from elsewhere: `cargo xtask decisions` and `cargo xtask mapping-cases`
+//! run the same code on any recording or table.
+//!
+//! - [`decisions`]: calls recorded from the real backend, replayed in virtual time
+//!   against the stand-in ([`stand_in`]) and against the filter's rooms put together as a
+//!   gateway without Envoy ([`gateway`]).
+//! - [`mapping_cases`]: mapping rules, requests, and whether they match.
+
+pub mod decisions;
+pub mod gateway;
+pub mod mapping_cases;
+pub mod memory;
+pub mod recording;
+pub mod stand_in;
