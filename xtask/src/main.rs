@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, build, demo, lint, setup, test};
+use commands::{bench, build, decisions, demo, lint, mapping_cases, setup, test};
 
 /// Builds, tests and checks Tollgate.
 #[derive(Parser)]
@@ -36,6 +36,10 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure what the filter costs, beside others, in one run.
     Bench(bench::Arguments),
+    /// Replay calls recorded from the real backend against the stand-in and the filter.
+    Decisions(decisions::Arguments),
+    /// Hold a table of mapping rules and requests against the filter's mapping.
+    MappingCases(mapping_cases::Arguments),
     /// Check format, clippy, documentation, dependencies and the ban on panics.
     Lint,
 }
@@ -47,6 +51,8 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Decisions(arguments) => decisions::run(&arguments),
+        Command::MappingCases(arguments) => mapping_cases::run(&arguments),
         Command::Lint => lint::run(),
     };
     match result {

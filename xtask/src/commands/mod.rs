@@ -2,7 +2,9 @@
 
 pub mod bench;
 pub mod build;
+pub mod decisions;
 pub mod demo;
 pub mod lint;
+pub mod mapping_cases;
 pub mod setup;
 pub mod test;
