@@ -3,12 +3,17 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal, stdout};
+use std::time::Instant;
 
 use anyhow::{Result, bail};
+
+/// Where what was seen begins, in columns, so that figures stand below each other.
+const SEEN_FROM: usize = 42;
 
 /// The results so far. Every check is printed with what was seen.
 pub struct Checks {
     colours: bool,
+    start: Instant,
     passed: usize,
     failed: Vec<String>,
 }
@@ -19,6 +24,7 @@ impl Checks {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
             colours: stdout().is_terminal() && !refused,
+            start: Instant::now(),
             passed: 0,
             failed: Vec::new(),
         }
@@ -45,7 +51,8 @@ impl Checks {
     pub fn holds(&mut self, what: &str, expected: impl Display, seen: impl Display, holds: bool) {
         if holds {
             self.passed += 1;
-            println!("  {} {what}: {seen}", self.painted("32", "✓"));
+            let what = format!("{what}:");
+            println!("  {} {what:<SEEN_FROM$} {seen}", self.painted("32", "✓"));
         } else {
             let failure = format!("{what}: expected {expected}, saw {seen}");
             println!(
@@ -61,10 +68,9 @@ impl Checks {
     pub fn verdict(&self) -> Result<()> {
         let total = self.passed + self.failed.len();
         if self.failed.is_empty() {
-            println!(
-                "\n{}",
-                self.painted("32", &format!("All {total} checks held."))
-            );
+            let seconds = self.start.elapsed().as_secs_f64();
+            let sum = format!("All {total} checks held, in {seconds:.1} s.");
+            println!("\n{}", self.painted("32", &sum));
             return Ok(());
         }
         bail!(
@@ -91,6 +97,7 @@ mod tests {
     fn checks(colours: bool) -> Checks {
         Checks {
             colours,
+            start: Instant::now(),
             passed: 0,
             failed: Vec::new(),
         }
