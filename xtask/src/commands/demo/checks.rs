@@ -2,7 +2,7 @@
 //! others still run.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -10,10 +10,17 @@ use anyhow::{Result, bail};
 /// Where what was seen begins, in columns, so that figures stand below each other.
 const SEEN_FROM: usize = 42;
 
+/// Prints a line. Nobody may be reading any more (`| head`), which is no reason to
+/// leave Envoy behind.
+pub fn say(line: impl Display) {
+    let _ = writeln!(stdout(), "{line}");
+}
+
 /// The results so far. Every check is printed with what was seen.
 pub struct Checks {
     colours: bool,
     start: Instant,
+    part: String,
     passed: usize,
     failed: Vec<String>,
 }
@@ -25,19 +32,21 @@ impl Checks {
         Self {
             colours: stdout().is_terminal() && !refused,
             start: Instant::now(),
+            part: String::new(),
             passed: 0,
             failed: Vec::new(),
         }
     }
 
     /// Prints the headline of a part of the story.
-    pub fn headline(&self, text: &str) {
-        println!("\n{}", self.painted("1", text));
+    pub fn headline(&mut self, text: &str) {
+        text.clone_into(&mut self.part);
+        say(format_args!("\n{}", self.painted("1", text)));
     }
 
     /// Prints a line that claims nothing.
     pub fn remark(&self, text: impl Display) {
-        println!("  {} {text}", self.painted("2", "·"));
+        say(format_args!("  {} {text}", self.painted("2", "·")));
     }
 
     /// What was seen must be what was expected.
@@ -52,15 +61,14 @@ impl Checks {
         if holds {
             self.passed += 1;
             let what = format!("{what}:");
-            println!("  {} {what:<SEEN_FROM$} {seen}", self.painted("32", "✓"));
+            let mark = self.painted("32", "✓");
+            say(format_args!("  {mark} {what:<SEEN_FROM$} {seen}"));
         } else {
+            let what = what.trim_start();
             let failure = format!("{what}: expected {expected}, saw {seen}");
-            println!(
-                "  {} {}",
-                self.painted("31", "✗"),
-                self.painted("31", &failure)
-            );
-            self.failed.push(failure);
+            let (mark, told) = (self.painted("31", "✗"), self.painted("31", &failure));
+            say(format_args!("  {mark} {told}"));
+            self.failed.push(format!("{}: {failure}", self.part));
         }
     }
 
@@ -70,7 +78,7 @@ impl Checks {
         if self.failed.is_empty() {
             let seconds = self.start.elapsed().as_secs_f64();
             let sum = format!("All {total} checks held, in {seconds:.1} s.");
-            println!("\n{}", self.painted("32", &sum));
+            say(format_args!("\n{}", self.painted("32", &sum)));
             return Ok(());
         }
         bail!(
@@ -98,6 +106,7 @@ mod tests {
         Checks {
             colours,
             start: Instant::now(),
+            part: String::new(),
             passed: 0,
             failed: Vec::new(),
         }
@@ -106,12 +115,13 @@ mod tests {
     #[test]
     fn a_failure_does_not_hide_the_next_and_both_say_what_was_seen() {
         let mut checks = checks(false);
+        checks.headline("Part");
         checks.equal("admitted", 5, 6);
         checks.equal("refused", 1, 1);
         checks.holds("in time", "1 to 3", 4, false);
         assert_eq!(
             checks.verdict().unwrap_err().to_string(),
-            "2 of 3 checks failed:\n  admitted: expected 5, saw 6\n  in time: expected 1 to 3, saw 4"
+            "2 of 3 checks failed:\n  Part: admitted: expected 5, saw 6\n  Part: in time: expected 1 to 3, saw 4"
         );
     }
 
