@@ -151,7 +151,7 @@ fn losing_every_race_changes_nothing_and_says_so() {
 }
 
 #[test]
-fn a_candidate_is_nobodys_record_and_gives_way_when_its_vm_has_died() {
+fn a_candidate_is_nobodys_record_and_gives_way_to_its_own_at_once_and_to_others_when_dead() {
     let data = Memory::default();
     let mut table = Table::open(&data, 4);
     let mut candidate = record(1, 0);
@@ -166,12 +166,23 @@ fn a_candidate_is_nobodys_record_and_gives_way_when_its_vm_has_died() {
         table.change(&data, digest(1), |_| Change::Keep(())),
         Ok(None)
     );
-    // While it may still be alive, whoever sees it withdraws.
-    let early = table.put(&data, &record(1, 0), at(10), |_| {});
-    assert_eq!(early, Err(TableError::Unavailable));
-    let late = at(CANDIDATE_MILLISECONDS + 1);
-    assert_eq!(table.put(&data, &record(1, 0), late, |_| {}), Ok(Slot(0)));
+    assert_eq!(
+        table.put(&data, &record(2, 0), at(10), |_| {}),
+        Ok(Slot(1)),
+        "it may be alive"
+    );
+    assert_eq!(
+        table.put(&data, &record(1, 0), at(10), |_| {}),
+        Ok(Slot(0)),
+        "if so, it fails to go live"
+    );
     assert_eq!(places(&mut table, &data, 1), 1);
+
+    candidate.digest = digest(3);
+    codec::encode(&candidate, &mut bytes);
+    data.set(key.as_bytes(), &bytes, Token::OVERWRITE).unwrap();
+    let late = at(CANDIDATE_MILLISECONDS + 1);
+    assert_eq!(table.put(&data, &record(4, 0), late, |_| {}), Ok(Slot(0)));
 }
 
 #[test]

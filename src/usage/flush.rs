@@ -338,14 +338,18 @@ impl Flusher {
         let mut settled = Settled::default();
         let marks = applications.marks(Mark::Dirty, self.scope);
         for (slot, digest) in self.in_flight.remove(&batch).unwrap_or_default() {
-            let units = applications.table().change_slot(data, slot, |record| {
-                (record.digest == digest)
-                    .then(|| Change::Write(record.settle(batch, outcome, metrics, now)))
+            let seen = applications.table().change_slot(data, slot, |record| {
+                (record.digest == digest).then(|| {
+                    let units = record.settle(batch, outcome, metrics, now);
+                    Change::Write((units, record.has_pending()))
+                })
             });
-            if let Ok(Some(units)) = units {
+            if let Ok(Some((units, _))) = seen {
                 settled.count(outcome, units);
             }
-            if outcome != Outcome::Acknowledged {
+            // Also what was admitted meanwhile: a round that came by took its mark and
+            // had to leave it.
+            if !matches!(seen, Ok(Some((_, false)))) {
                 marks.set(data, slot);
             }
         }
