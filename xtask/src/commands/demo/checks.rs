@@ -18,6 +18,7 @@ pub fn say(line: impl Display) {
 
 /// The results so far. Every check is printed with what was seen.
 pub struct Checks {
+    out: Box<dyn Write>,
     colours: bool,
     start: Instant,
     part: String,
@@ -30,6 +31,7 @@ impl Checks {
     pub fn new() -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
+            out: Box::new(stdout()),
             colours: stdout().is_terminal() && !refused,
             start: Instant::now(),
             part: String::new(),
@@ -41,12 +43,12 @@ impl Checks {
     /// Prints the headline of a part of the story.
     pub fn headline(&mut self, text: &str) {
         text.clone_into(&mut self.part);
-        say(format_args!("\n{}", self.painted("1", text)));
+        self.say(&format!("\n{}", self.painted("1", text)));
     }
 
     /// Prints a line that claims nothing.
-    pub fn remark(&self, text: impl Display) {
-        say(format_args!("  {} {text}", self.painted("2", "·")));
+    pub fn remark(&mut self, text: impl Display) {
+        self.say(&format!("  {} {text}", self.painted("2", "·")));
     }
 
     /// What was seen must be what was expected.
@@ -62,23 +64,23 @@ impl Checks {
             self.passed += 1;
             let what = format!("{what}:");
             let mark = self.painted("32", "✓");
-            say(format_args!("  {mark} {what:<SEEN_FROM$} {seen}"));
+            self.say(&format!("  {mark} {what:<SEEN_FROM$} {seen}"));
         } else {
             let what = what.trim_start();
             let failure = format!("{what}: expected {expected}, saw {seen}");
             let (mark, told) = (self.painted("31", "✗"), self.painted("31", &failure));
-            say(format_args!("  {mark} {told}"));
+            self.say(&format!("  {mark} {told}"));
             self.failed.push(format!("{}: {failure}", self.part));
         }
     }
 
     /// Prints the sum, and fails with all that failed.
-    pub fn verdict(&self) -> Result<()> {
+    pub fn verdict(&mut self) -> Result<()> {
         let total = self.passed + self.failed.len();
         if self.failed.is_empty() {
             let seconds = self.start.elapsed().as_secs_f64();
             let sum = format!("All {total} checks held, in {seconds:.1} s.");
-            say(format_args!("\n{}", self.painted("32", &sum)));
+            self.say(&format!("\n{}", self.painted("32", &sum)));
             return Ok(());
         }
         bail!(
@@ -86,6 +88,10 @@ impl Checks {
             self.failed.len(),
             self.failed.join("\n  ")
         )
+    }
+
+    fn say(&mut self, line: &str) {
+        let _ = writeln!(self.out, "{line}");
     }
 
     /// The text in a colour or style (a code of ECMA-48, SGR).
@@ -104,6 +110,7 @@ mod tests {
 
     fn checks(colours: bool) -> Checks {
         Checks {
+            out: Box::new(std::io::sink()),
             colours,
             start: Instant::now(),
             part: String::new(),
