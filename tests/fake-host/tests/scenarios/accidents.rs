@@ -72,13 +72,17 @@ fn lived_in() -> (FakeEnvoy, Vec<Worker>) {
     (envoy, workers)
 }
 
+const ROUNDS: u64 = 12;
+/// What two workers admit of two applications in those rounds.
+const ALL: u64 = 4 * ROUNDS;
+
 /// Traffic, ticks and answers after an accident. Service management knows alice and bob.
 /// Returns how many requests got through in the end.
 fn go_on(envoy: &FakeEnvoy, workers: &[Worker], context: &str) -> u64 {
     let mut backend = Backend::knows(&["alice", "bob"]);
     let mut answer = |call: &tollgate_fake_host::Call| backend.answer(call, envoy.wall_ms());
     let mut admitted = 0;
-    for _ in 0..30 {
+    for _ in 0..ROUNDS {
         for worker in workers {
             for key in ["alice", "bob", "mallory"] {
                 let outcome = match get(worker, key) {
@@ -107,7 +111,7 @@ fn go_on(envoy: &FakeEnvoy, workers: &[Worker], context: &str) -> u64 {
 fn garbage_under_any_key_lets_no_stranger_in_and_is_got_over() {
     for kind in KINDS {
         for (what, damage) in DAMAGES {
-            for seed in 0..4 {
+            for seed in 0..2 {
                 let context = format!("{} {what}, seed {seed}", char::from(*kind));
                 let (envoy, workers) = lived_in();
                 let mut random = Random(seed);
@@ -133,7 +137,15 @@ fn garbage_under_any_key_lets_no_stranger_in_and_is_got_over() {
                 // Limits and verdicts in a record are believed; any other damage is undone.
                 let late = go_on(&envoy, &workers, &context);
                 if *kind != b'r' {
-                    assert_eq!(late, 120, "{context}");
+                    assert_eq!(late, ALL, "{context}");
+                }
+                // Nor is any usage forgotten, but where records are, or how many.
+                if !b"rz".contains(kind) {
+                    pass_time(&envoy, &workers, seconds(90), |call| {
+                        is_report(call).then(accepted)
+                    });
+                    let books = books(&envoy, "hits");
+                    assert_eq!((books.pending, books.in_flight), (0, 0), "{context}");
                 }
                 behaved(&envoy);
             }
@@ -154,7 +166,7 @@ fn what_is_in_a_record_by_accident_is_refreshed_away_or_taken_for_vacant() {
         });
         assert_eq!(recorded(&envoy).len(), 0, "{what}");
         go_on(&envoy, &workers, what);
-        assert_eq!(go_on(&envoy, &workers, what), 120, "{what}");
+        assert_eq!(go_on(&envoy, &workers, what), ALL, "{what}");
     }
 }
 
@@ -224,7 +236,7 @@ const FUNCTIONS: [&str; 15] = [
     "proxy_record_metric",
     "proxy_set_effective_context",
 ];
-const STATUSES: [u32; 9] = [1, 2, 3, 7, 8, 10, 12, 4_711, u32::MAX];
+const STATUSES: [u32; 5] = [1, 2, 8, 10, u32::MAX];
 
 #[test]
 fn a_host_function_that_fails_lets_no_stranger_in() {
@@ -264,7 +276,7 @@ fn a_host_function_that_fails_lets_no_stranger_in() {
                 envoy.advance(seconds(70));
                 go_on(&envoy, &workers, &context);
                 envoy.advance(seconds(10));
-                assert_eq!(go_on(&envoy, &workers, &context), 120, "{context}");
+                assert_eq!(go_on(&envoy, &workers, &context), ALL, "{context}");
             }
         }
     }
@@ -284,7 +296,7 @@ fn a_configuration_is_refused_or_works_whatever_fails_meanwhile() {
                 assert!(worker.configure(&plain()), "{context}");
             }
             assert_eq!(worker.tick_period_ms(), 1_000, "{context}");
-            assert_eq!(go_on(&envoy, &[worker], &context), 60, "{context}");
+            assert_eq!(go_on(&envoy, &[worker], &context), ALL / 2, "{context}");
         }
     }
 }
