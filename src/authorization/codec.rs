@@ -115,7 +115,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         }
     }
     for index in (0_u8..).take(record.names.len()) {
-        let text = record.names.text(index).as_bytes();
+        let text = record.names.bytes(index);
         out.push(record.names.parent(index).unwrap_or(Names::NO_PARENT));
         out.push(u8::try_from(text.len()).unwrap_or(0));
         out.extend_from_slice(text);
@@ -209,19 +209,14 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
         });
     }
     record.names.clear();
-    let mut parents = [Names::NO_PARENT; Names::MOST];
-    for (index, slot) in (0..names).zip(&mut parents) {
+    for _ in 0..names {
         let parent = reader.byte()?;
         let length = usize::from(reader.byte()?);
-        let text = std::str::from_utf8(reader.slice(length)?).map_err(|_| NotARecord)?;
-        if record.names.find_or_add(text) != Some(index)
-            || (parent != Names::NO_PARENT && parent >= names)
-        {
+        let known = parent == Names::NO_PARENT || parent < names;
+        if !known || !record.names.add(reader.slice(length)?, parent) {
             return Err(NotARecord);
         }
-        *slot = parent;
     }
-    record.names.restore_parents(&parents);
     record.identity.clear();
     record.identity.extend_from_slice(reader.slice(identity)?);
     if reader.0.is_empty() {

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, build, lint, setup, test};
+use commands::{bench, build, demo, lint, setup, test};
 
 /// Builds, tests and checks Tollgate.
 #[derive(Parser)]
@@ -32,6 +32,8 @@ enum Command {
     Build(build::Arguments),
     /// Run every test: native, wasm32, the module, Envoy end to end.
     Test(test::Arguments),
+    /// Run a gateway on this machine and show what the filter does, with real traffic.
+    Demo(demo::Arguments),
     /// Measure what the filter costs, beside others, in one run.
     Bench(bench::Arguments),
     /// Check format, clippy, documentation, dependencies and the ban on panics.
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Build(arguments) => build::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Lint => lint::run(),
     };

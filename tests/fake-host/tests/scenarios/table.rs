@@ -10,8 +10,10 @@ use crate::support::*;
 /// configuration was smaller. The smallest capacity that can be configured has two sets.
 fn tiny() -> FakeEnvoy {
     let envoy = envoy();
-    let key = b"tollgate/1/z000000000000000000000000";
-    envoy.shared_data().set(key, b"TGz1\x01\0\0\0", 0);
+    let key = tollgate::shared_data::Key::new(b'z', 0, 0);
+    envoy
+        .shared_data()
+        .set(key.as_bytes(), b"TGz1\x01\0\0\0", 0);
     envoy
 }
 

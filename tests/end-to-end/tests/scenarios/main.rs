@@ -1,0 +1,12 @@
+//! What Tollgate promises, shown with the real module in a real Envoy against the
+//! stand-in. One binary, because every one takes its time to link.
+
+mod accounting;
+mod configuration;
+mod hostile;
+mod limits;
+mod observability;
+mod outage;
+mod reload;
+mod replies;
+mod waiting;
