@@ -670,3 +670,86 @@ fn the_books_balance_whatever_happens() {
         behaved(&envoy);
     }
 }
+
+#[test]
+fn a_clock_set_back_puts_no_metric_twice_into_a_transaction() {
+    let (envoy, worker) = gateway_that_admitted(2, &plain());
+    // Old enough to be kept by the hour, which is named after its latest minute.
+    envoy.advance(seconds(200));
+    get(&worker, "alice").forwarded();
+    envoy.set_wall_ms(FakeEnvoy::START_MS);
+    get(&worker, "alice").forwarded();
+    balanced(&envoy, || worker.tick());
+    let sent = in_flight(&worker).remove(0);
+    let sent = Report::parse(&sent.body);
+    assert_eq!(usage_of(&[sent], "hits"), 4);
+}
+
+#[test]
+fn books_balance_and_limits_hold_while_clocks_jump_and_configurations_change() {
+    for seed in 100..120_u64 {
+        let mut random = Random(seed);
+        let settings = |number: u64| {
+            configuration(json!({
+                "authorization": { "stale_if_error": "7d", "ttl": "30s" },
+                "reporting": { "batch": 2 + number % 3, "interval": "1s" },
+            }))
+        };
+        let envoy = envoy().seed(seed);
+        let workers = [0; 3].map(|_| envoy.configured_worker(&settings(0)));
+        // What the backend has applied, and what it has taken and applies later.
+        let (mut applied, mut queue) = (0_u64, Vec::<(u64, u64)>::new());
+        let plan = |current| authorized().limit("hits", "eternity", 150, current);
+        introduce(&envoy, &workers[0], "alice", plan(0));
+        let (mut admitted, mut clock, mut acknowledged) = (1_u64, 0_u64, 0_u64);
+        for step in 0..600 {
+            let worker = random.one_of(&workers).clone();
+            match random.below(10) {
+                0..=4 => match get(&worker, "alice") {
+                    tollgate_fake_host::Outcome::Paused(stream) => worker.end_stream(stream),
+                    outcome => admitted += u64::from(outcome.continued()),
+                },
+                5 | 6 => {
+                    let by = random.below(3_000);
+                    clock += by;
+                    envoy.advance(std::time::Duration::from_millis(by));
+                    worker.tick();
+                }
+                7 | 8 => {
+                    queue.retain(|(due, units)| {
+                        applied += if *due <= clock { *units } else { 0 };
+                        *due > clock
+                    });
+                    for call in worker.calls() {
+                        if is_question(&call) {
+                            worker.answer(call.token, plan(applied).at(envoy.wall_ms()));
+                        } else if random.below(4) == 0 {
+                            worker.answer(call.token, Failure::ConnectionRefused);
+                        } else {
+                            let units = usage_of(&reports(std::slice::from_ref(&call)), "hits");
+                            queue.push((clock + random.below(4_500), units));
+                            worker.answer(call.token, accepted());
+                        }
+                    }
+                }
+                _ => match random.below(30) {
+                    0 => envoy.set_wall_ms(envoy.wall_ms() + random.below(4 * 3_600_000)),
+                    1 => envoy.set_wall_ms(envoy.wall_ms() - random.below(4 * 3_600_000)),
+                    2 => assert!(worker.configure(&settings(step))),
+                    3 => worker.drain(),
+                    _ => {}
+                },
+            }
+            let books = books(&envoy, "hits");
+            assert_eq!(books.admitted, admitted, "seed {seed}");
+            assert!(books.acknowledged >= acknowledged, "seed {seed}");
+            acknowledged = books.acknowledged;
+            assert!(admitted <= 150, "seed {seed}");
+        }
+        let left = (0..200)
+            .filter(|_| get(&workers[1], "alice").continued())
+            .count() as u64;
+        assert_eq!(admitted + left, 150, "seed {seed}: exact, also downwards");
+        behaved(&envoy);
+    }
+}
