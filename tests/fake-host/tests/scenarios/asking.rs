@@ -1,6 +1,8 @@
 //! When service management is asked, what is made of its answers and of its silence,
 //! and how long they last.
 
+use std::slice::from_ref;
+
 use serde_json::json;
 use tollgate_fake_host::{Failure, LogLevel, authorized, denied, error};
 
@@ -176,7 +178,7 @@ fn an_application_in_use_is_refreshed_before_its_time_is_up() {
     introduce(&envoy, &worker, "alice", authorized());
     let mut backend = Backend::knows(&["alice"]);
     for _ in 0..300 {
-        pass_time(&envoy, std::slice::from_ref(&worker), SECOND, |call| {
+        pass_time(&envoy, from_ref(&worker), SECOND, |call| {
             Some(backend.answer(call, envoy.wall_ms()))
         });
         get(&worker, "alice").forwarded();

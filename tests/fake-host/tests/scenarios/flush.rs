@@ -1,6 +1,8 @@
 //! What was admitted leaves in reports, once, with its time, and its books balance
 //! after every step.
 
+use std::slice::from_ref;
+
 use serde_json::json;
 use tollgate_fake_host::{
     Answer, Call, Failure, FakeEnvoy, LogLevel, Report, Worker, accepted, authorized, error,
@@ -99,7 +101,7 @@ fn usage_is_reported_at_the_minute_in_which_it_was_admitted() {
     let mut backend = Backend::knows(&["alice"]);
     introduce(&envoy, &worker, "alice", authorized());
     for _ in 0..17 {
-        pass_time(&envoy, &[worker.clone()], seconds(10), |call| {
+        pass_time(&envoy, from_ref(&worker), seconds(10), |call| {
             Some(backend.answer(call, envoy.wall_ms()))
         });
         balanced(&envoy, || get(&worker, "alice").forwarded());
@@ -123,7 +125,7 @@ fn after_an_outage_usage_is_reported_by_the_hour_and_nothing_is_missing() {
     let mut admitted = 1;
     for _ in 0..20 {
         for _ in 0..12 {
-            pass_time(&envoy, &[worker.clone()], seconds(2), |_| {
+            pass_time(&envoy, from_ref(&worker), seconds(2), |_| {
                 Some(Failure::ConnectionRefused.into())
             });
             envoy.advance(seconds(298));
@@ -184,7 +186,7 @@ fn a_refused_connection_returns_the_usage_and_the_next_try_comes_later_each_time
     let (mut tries, mut second) = (Vec::new(), 0);
     while second < 400 {
         let calls = balanced(&envoy, || {
-            pass_time(&envoy, &[worker.clone()], SECOND, |call| {
+            pass_time(&envoy, from_ref(&worker), SECOND, |call| {
                 is_report(call).then(|| Failure::ConnectionRefused.into())
             })
         });
@@ -610,7 +612,7 @@ fn the_books_balance_whatever_happens() {
                         continue;
                     }
                     let call = random.one_of(&calls);
-                    let units = usage_of(&reports(std::slice::from_ref(call)), "hits");
+                    let units = usage_of(&reports(from_ref(call)), "hits");
                     let before = books(&envoy, "hits").acknowledged;
                     match random.below(5) {
                         0 => worker.answer(call.token, Failure::ConnectionRefused),
@@ -643,7 +645,7 @@ fn the_books_balance_whatever_happens() {
             }
         }
         pass_time(&envoy, &workers, seconds(200), |call| {
-            delivered += usage_of(&reports(std::slice::from_ref(call)), "hits");
+            delivered += usage_of(&reports(from_ref(call)), "hits");
             Some(accepted())
         });
         let books = books(&envoy, "hits");
@@ -726,7 +728,7 @@ fn books_balance_and_limits_hold_while_clocks_jump_and_configurations_change() {
                         } else if random.below(4) == 0 {
                             worker.answer(call.token, Failure::ConnectionRefused);
                         } else {
-                            let units = usage_of(&reports(std::slice::from_ref(&call)), "hits");
+                            let units = usage_of(&reports(from_ref(&call)), "hits");
                             queue.push((clock + random.below(4_500), units));
                             worker.answer(call.token, accepted());
                         }
