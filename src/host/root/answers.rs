@@ -102,9 +102,6 @@ impl Root {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed(failure.as_str(), now);
                 if allow_unknown {
-                    at_work
-                        .stats
-                        .add(Counter::AdmittedUnknown, fetch.waiting.len() as u64);
                     shared
                         .applications
                         .let_in_unheard(&shared.data, &identity, now, lifetimes.negative_ttl)
@@ -153,6 +150,9 @@ impl Root {
             let reply = match verdict {
                 Ok(Verdict::Admitted { stale }) => {
                     at_work.admitted(stale);
+                    if matches!(answer, AuthorizeAnswer::Failed(_)) {
+                        at_work.stats.count(Counter::AdmittedUnknown);
+                    }
                     let _ = abi::continue_request();
                     continue;
                 }

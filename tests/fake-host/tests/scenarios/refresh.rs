@@ -1,6 +1,8 @@
 //! What a refresh makes of the backend's count, which is late: it may raise what is known
 //! at any time, and lower it only when everything sent must be in it.
 
+use std::slice::from_ref;
+
 use serde_json::json;
 use tollgate_fake_host::{Answer, Failure, FakeEnvoy, Worker, accepted, authorized};
 
@@ -167,7 +169,7 @@ fn two_gateways_see_each_others_usage() {
             worker.tick();
             for call in worker.calls() {
                 if is_report(&call) {
-                    applied += usage_of(&reports(&[call.clone()]), "hits");
+                    applied += usage_of(&reports(from_ref(&call)), "hits");
                     worker.answer(call.token, accepted());
                 } else {
                     worker.answer(call.token, hundred(applied).at(envoy.wall_ms()));
