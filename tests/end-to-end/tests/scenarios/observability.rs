@@ -84,9 +84,9 @@ async fn the_counters_say_what_the_clients_saw() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
 async fn no_secret_is_in_anything_that_the_filter_writes() -> Result<()> {
-    const TOKEN: &str = "canary-of-the-service";
-    const KEY: &str = "canary-of-a-consumer";
-    const STRANGER: &str = "canary-of-a-stranger";
+    const TOKEN: &str = "zorilla-of-the-service";
+    const KEY: &str = "zorilla-of-a-consumer";
+    const STRANGER: &str = "zorilla-of-a-stranger";
     let dataset = format!(
         r#"
 service_token: {TOKEN}
@@ -165,7 +165,7 @@ services:
     let refused = gateway.backend.set_service_token("1001", "another");
     assert!(refused);
     let reply = client
-        .get("/v1/items", &[("x-api-key", "canary-late")])
+        .get("/v1/items", &[("x-api-key", "zorilla-late")])
         .await?;
     assert_eq!(reply.status, 503);
     replies.push_str(&reply.body);
@@ -199,7 +199,7 @@ services:
         ("a reply", replies),
         ("the configuration dump", dump),
     ] {
-        assert_eq!(text.find("canary"), None, "a secret in {place}:\n{text}");
+        assert_eq!(text.find("zorilla"), None, "a secret in {place}:\n{text}");
     }
     Ok(())
 }
