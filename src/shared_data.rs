@@ -54,53 +54,35 @@ pub trait SharedData {
 /// writers to one key within microseconds; the caller must then refuse, never admit.
 pub const ATTEMPTS: u32 = 256;
 
-/// A key of ours: product prefix, layout version, kind, and up to two numbers.
+/// A key of ours: product prefix, layout version, kind, and two numbers.
 ///
 /// The prefix keeps unrelated plugins apart, which share the namespace when they
-/// leave `vm_id` empty, as Istio's WasmPlugin makes them.
+/// leave `vm_id` empty, as Istio's WasmPlugin makes them. The numbers are little-endian:
+/// a key is made for every call, and nobody lists them.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    bytes: [u8; Self::LENGTH],
+    bytes: [u8; 24],
 }
 
 impl Key {
-    const PREFIX: &'static [u8; 11] = b"tollgate/1/";
-    const LENGTH: usize = 11 + 1 + 16 + 8;
-
     /// The key of this kind for a scope (0 if it has none) and a number.
     #[must_use]
-    pub fn new(kind: u8, scope: u64, number: u32) -> Self {
-        let mut bytes = [0; Self::LENGTH];
-        let parts = Self::PREFIX
-            .iter()
-            .copied()
-            .chain([kind])
-            .chain(hexadecimal::<16>(scope))
-            .chain(hexadecimal::<8>(u64::from(number)));
-        for (to, from) in bytes.iter_mut().zip(parts) {
-            *to = from;
+    pub const fn new(kind: u8, scope: u64, number: u32) -> Self {
+        let [a, b, c, d, e, f, g, h] = scope.to_le_bytes();
+        let [i, j, k, l] = number.to_le_bytes();
+        Self {
+            bytes: [
+                b't', b'o', b'l', b'l', b'g', b'a', b't', b'e', b'/', b'1', b'/', kind, a, b, c, d,
+                e, f, g, h, i, j, k, l,
+            ],
         }
-        Self { bytes }
     }
 
     /// The key as shared data takes it.
     #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
+    pub const fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
-}
-
-/// The lowest `N` hexadecimal digits of a number, highest first.
-fn hexadecimal<const N: usize>(number: u64) -> impl Iterator<Item = u8> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    (0..N).rev().map(move |place| {
-        let shift = u32::try_from(place).unwrap_or(0).saturating_mul(4);
-        let digit = number.checked_shr(shift).unwrap_or(0) & 0xf;
-        DIGITS
-            .get(usize::try_from(digit).unwrap_or(0))
-            .copied()
-            .unwrap_or(b'0')
-    })
 }
 
 #[cfg(test)]
@@ -190,7 +172,7 @@ mod tests {
         }
         assert_eq!(
             Key::new(b'd', 0xabc, 0x12).as_bytes(),
-            b"tollgate/1/d0000000000000abc00000012"
+            b"tollgate/1/d\xbc\x0a\0\0\0\0\0\0\x12\0\0\0"
         );
     }
 

@@ -115,7 +115,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         }
     }
     for index in (0_u8..).take(record.names.len()) {
-        let text = record.names.text(index).as_bytes();
+        let text = record.names.bytes(index);
         out.push(record.names.parent(index).unwrap_or(Names::NO_PARENT));
         out.push(u8::try_from(text.len()).unwrap_or(0));
         out.extend_from_slice(text);
@@ -209,19 +209,14 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
         });
     }
     record.names.clear();
-    let mut parents = [Names::NO_PARENT; Names::MOST];
-    for (index, slot) in (0..names).zip(&mut parents) {
+    for _ in 0..names {
         let parent = reader.byte()?;
         let length = usize::from(reader.byte()?);
-        let text = std::str::from_utf8(reader.slice(length)?).map_err(|_| NotARecord)?;
-        if record.names.find_or_add(text) != Some(index)
-            || (parent != Names::NO_PARENT && parent >= names)
-        {
+        let known = parent == Names::NO_PARENT || parent < names;
+        if !known || !record.names.add(reader.slice(length)?, parent) {
             return Err(NotARecord);
         }
-        *slot = parent;
     }
-    record.names.restore_parents(&parents);
     record.identity.clear();
     record.identity.extend_from_slice(reader.slice(identity)?);
     if reader.0.is_empty() {
@@ -254,5 +249,124 @@ impl<'a> Reader<'a> {
 
     fn word(&mut self) -> Result<u64, NotARecord> {
         Ok(u64::from_le_bytes(self.bytes()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{at, known, limit, metrics, usage};
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    /// A record with something in every section.
+    pub(super) fn full() -> Record {
+        let metrics = metrics(true);
+        let mut record = Record::vacant();
+        record.state = State::Live;
+        record.digest = Digest([7; 16]);
+        record.scope = 0x0123_4567_89ab_cdef;
+        record.identity = b"a user's key".to_vec();
+        let mut answer = known(vec![
+            limit("hits", Period::Minute, 10, 1, at(0)),
+            limit("ads", Period::Eternity, 7, 0, at(0)),
+        ]);
+        answer.hierarchy = vec![("hits".to_owned(), "orders".to_owned())];
+        record.refresh(&answer, &metrics, at(0), 60_000, 1).unwrap();
+        let both = usage(&metrics, &[("orders", 2), ("ads", 1)]);
+        record.admit(&both, &metrics, at(0)).unwrap();
+        record.dispatch(99, 1_234, 10, &metrics);
+        record.admit(&both, &metrics, at(61_000)).unwrap();
+        record.denial = Some(Denial::ApplicationNotActive);
+        record.refresh_marked = true;
+        record
+    }
+
+    fn bytes_of(record: &Record) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(record, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_record_reads_as_it_was_written() {
+        let bytes = bytes_of(&full());
+        // Into memory that held another record.
+        let mut read = full();
+        read.identity = vec![b'x'; 200];
+        decode(&bytes, &mut read).unwrap();
+        assert_eq!(bytes_of(&read), bytes);
+        assert_eq!(read.identity, b"a user's key");
+        assert_eq!(read.denial, Some(Denial::ApplicationNotActive));
+        assert_eq!(read.limits().count(), 2);
+        assert_eq!(digest_of(&bytes), Some(Digest([7; 16])));
+    }
+
+    #[test]
+    fn a_usual_record_is_a_few_hundred_bytes() {
+        assert!(bytes_of(&full()).len() < 500, "{}", bytes_of(&full()).len());
+    }
+
+    #[test]
+    fn a_record_cut_short_or_with_more_behind_it_is_none() {
+        let bytes = bytes_of(&full());
+        let mut read = Record::vacant();
+        for length in 0..bytes.len() {
+            let cut = bytes.get(..length).unwrap();
+            assert_eq!(decode(cut, &mut read), Err(NotARecord), "{length}");
+        }
+        let mut longer = bytes;
+        longer.push(0);
+        assert_eq!(decode(&longer, &mut read), Err(NotARecord));
+    }
+
+    #[test]
+    fn another_layout_is_none() {
+        let mut bytes = bytes_of(&full());
+        bytes[3] = b'2';
+        assert_eq!(decode(&bytes, &mut Record::vacant()), Err(NotARecord));
+        assert_eq!(digest_of(&bytes), None);
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(target_family = "wasm"))]
+mod properties {
+    use super::super::testing::{at, metrics, usage};
+    use super::*;
+    use crate::authorization::Outcome;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = decode(&bytes, &mut Record::vacant());
+        }
+
+        /// A record with some bytes changed is refused, or is one that every step survives.
+        #[test]
+        fn a_damaged_record_traps_nobody(
+            damage in proptest::collection::vec((0_usize..500, any::<u8>()), 1..8)
+        ) {
+            let mut bytes = Vec::new();
+            encode(&super::tests::full(), &mut bytes);
+            for (place, byte) in damage {
+                if let Some(damaged) = bytes.get_mut(place) {
+                    *damaged = byte;
+                }
+            }
+            let mut record = Record::vacant();
+            if decode(&bytes, &mut record).is_ok() {
+                let metrics = metrics(true);
+                let cost = usage(&metrics, &[("orders_vip", u64::MAX / 2), ("hits", 1)]);
+                let _ = record.admit(&cost, &metrics, at(200_000));
+                record.settle(record.batch, Outcome::Returned, &metrics, at(0));
+                record.dispatch(3, u64::MAX, 10, &metrics);
+                record.settle(3, Outcome::Acknowledged, &metrics, at(1));
+                record.give_up_unreportable(at(1));
+                let _ = record.may_give_way();
+                encode(&record, &mut bytes);
+            }
+        }
     }
 }

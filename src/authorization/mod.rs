@@ -16,6 +16,8 @@ mod record;
 mod refresh;
 mod strangers;
 mod table;
+#[cfg(test)]
+mod testing;
 
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
 pub use limit::Limit;

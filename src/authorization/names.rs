@@ -49,13 +49,10 @@ impl Names {
         1_u64.checked_shl(u32::from(name)).unwrap_or(0)
     }
 
-    /// The text of a name; empty for an index that is none.
+    /// The text of a name; empty for an index that is none, and for bytes that only a
+    /// corrupt value can hold.
     pub fn text(&self, name: u8) -> &str {
-        self.entries
-            .get(usize::from(name))
-            .and_then(|entry| self.texts.get(entry.range()))
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .unwrap_or_default()
+        std::str::from_utf8(self.bytes(name)).unwrap_or_default()
     }
 
     /// The parent of a name.
@@ -81,17 +78,35 @@ impl Names {
         if let Some(name) = self.find(text) {
             return Some(name);
         }
-        if self.entries.len() >= Self::MOST {
-            return None;
-        }
         let name = u8::try_from(self.entries.len()).ok()?;
+        self.add(text.as_bytes(), Self::NO_PARENT).then_some(name)
+    }
+
+    /// Adds a name as it was read, without looking whether it is new or UTF-8: a
+    /// record is read for every request. False if there is no room.
+    pub fn add(&mut self, text: &[u8], parent: u8) -> bool {
+        let (Ok(start), Ok(length)) = (u32::try_from(self.texts.len()), u8::try_from(text.len()))
+        else {
+            return false;
+        };
+        if self.entries.len() >= Self::MOST {
+            return false;
+        }
         self.entries.push(Entry {
-            start: u32::try_from(self.texts.len()).ok()?,
-            length: u8::try_from(text.len()).ok()?,
-            parent: Self::NO_PARENT,
+            start,
+            length,
+            parent,
         });
-        self.texts.extend_from_slice(text.as_bytes());
-        Some(name)
+        self.texts.extend_from_slice(text);
+        true
+    }
+
+    /// The bytes of a name; empty for an index that is none.
+    pub fn bytes(&self, name: u8) -> &[u8] {
+        self.entries
+            .get(usize::from(name))
+            .and_then(|entry| self.texts.get(entry.range()))
+            .unwrap_or_default()
     }
 
     /// Replaces the hierarchy by pairs of child and parent.
@@ -105,13 +120,6 @@ impl Names {
             {
                 entry.parent = *parent;
             }
-        }
-    }
-
-    /// Puts the parents back as they were read, one byte a name, `u8::MAX` for none.
-    pub fn restore_parents(&mut self, parents: &[u8]) {
-        for (entry, parent) in self.entries.iter_mut().zip(parents) {
-            entry.parent = *parent;
         }
     }
 

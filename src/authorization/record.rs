@@ -222,8 +222,25 @@ impl Record {
                 .usage
                 .iter()
                 .all(|entry| entry.pending == 0 && entry.in_flight == 0)
-            && (self.limits.iter().all(|limit| limit.sent == 0)
-                || self.fetched_at > self.acknowledged_at.saturating_add(SETTLED_MILLISECONDS))
+            && !self.is_unconfirmed()
+    }
+
+    /// Whether a limit would forget reported usage if the record went: no answer that
+    /// came later has shown it.
+    fn is_unconfirmed(&self) -> bool {
+        self.limits.iter().any(|limit| limit.sent > 0)
+            && self.fetched_at <= self.acknowledged_at.saturating_add(SETTLED_MILLISECONDS)
+    }
+
+    /// Whether an answer of now would show everything that was reported.
+    const fn is_settled(&self, now: Moment) -> bool {
+        self.batch == 0 && now.monotonic > self.acknowledged_at.saturating_add(SETTLED_MILLISECONDS)
+    }
+
+    /// Whether one more answer is all that the record needs to be able to give way.
+    #[must_use]
+    pub fn wants_confirmation(&self, now: Moment) -> bool {
+        self.is_unconfirmed() && self.is_settled(now) && !self.has_pending()
     }
 
     /// Admits one request and counts it, or says why not; all of its usage or none.
@@ -533,8 +550,7 @@ impl Record {
             reported.push((name, report));
         }
         self.names.set_parents(&parents);
-        let settled = self.batch == 0
-            && now.monotonic > self.acknowledged_at.saturating_add(SETTLED_MILLISECONDS);
+        let settled = self.is_settled(now);
         let mut limits = Vec::with_capacity(reported.len());
         for (name, report) in reported {
             let known = self
@@ -564,9 +580,9 @@ impl Record {
         self.heard(now, ttl, stale_if_error);
     }
 
-    /// Lets the application in unheard: for `unknown: allow` while the backend fails.
+    /// Lets the application in unheard, for `unknown: allow` while the backend fails;
+    /// unless it was last heard of as denied, which it then stays.
     pub fn let_in_unheard(&mut self, now: Moment, for_milliseconds: u64) {
-        self.denial = None;
         self.alone = true;
         self.heard(now, 0, for_milliseconds);
     }
@@ -641,3 +657,7 @@ impl Record {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

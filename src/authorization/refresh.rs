@@ -135,14 +135,20 @@ pub fn backoff(failures: u32, first: u64, longest: u64, jitter: u64) -> u64 {
 }
 
 impl Record {
-    /// Whether the answer it holds should be asked for again now: it has been used
-    /// since, and will be stale within `ahead` milliseconds or is.
+    /// Whether the answer it holds should be asked for again now: it will be stale within
+    /// `ahead` milliseconds or is, and somebody needs it. That is an application in use,
+    /// which was admitted within as many milliseconds; a request that found it stale; or
+    /// whoever needs the slot next, if all that holds it is that reported usage has not
+    /// been seen in an answer yet.
     #[must_use]
     pub fn wants_refresh(&self, now: Moment, ahead: u64) -> bool {
         let soon = Moment {
             monotonic: now.monotonic.saturating_add(ahead),
             ..now
         };
-        self.last_used >= self.fetched_at && self.freshness(soon) != Freshness::Fresh
+        let in_use = self.last_used >= self.fetched_at
+            && self.last_used.saturating_add(ahead) >= now.monotonic;
+        self.freshness(soon) != Freshness::Fresh
+            && (in_use || self.refresh_marked || self.wants_confirmation(now))
     }
 }

@@ -81,3 +81,58 @@ impl Strangers {
         let _ = data.set(self.key(digest).as_bytes(), &self.value, Token::OVERWRITE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared_data::memory::Memory;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    const DENIAL: Denial = Denial::UserKeyInvalid;
+
+    fn at(monotonic: u64) -> Moment {
+        Moment { wall: 0, monotonic }
+    }
+
+    fn digest(number: u32) -> Digest {
+        let mut bytes = [3; 16];
+        bytes[12..].copy_from_slice(&number.to_le_bytes());
+        Digest(bytes)
+    }
+
+    #[test]
+    fn a_denial_is_remembered_for_its_time_and_for_its_digest_only() {
+        let data = Memory::default();
+        let mut strangers = Strangers::new(4);
+        strangers.remember(&data, digest(1), DENIAL, at(0), 10);
+        assert_eq!(strangers.find(&data, digest(1), at(9)), Some(DENIAL));
+        assert_eq!(strangers.find(&data, digest(1), at(10)), None);
+        assert_eq!(
+            strangers.find(&data, digest(5), at(0)),
+            None,
+            "the same place"
+        );
+    }
+
+    #[test]
+    fn a_stranger_who_became_a_customer_is_forgotten() {
+        let data = Memory::default();
+        let mut strangers = Strangers::new(4);
+        strangers.remember(&data, digest(1), DENIAL, at(0), 10);
+        strangers.forget(&data, digest(5), at(1));
+        assert!(strangers.find(&data, digest(1), at(1)).is_some());
+        strangers.forget(&data, digest(1), at(1));
+        assert_eq!(strangers.find(&data, digest(1), at(1)), None);
+    }
+
+    #[test]
+    fn a_flood_of_strangers_takes_no_more_places_than_there_are() {
+        let data = Memory::default();
+        let mut strangers = Strangers::new(8);
+        for number in 0..1_000 {
+            strangers.remember(&data, digest(number), DENIAL, at(0), 10);
+        }
+        assert_eq!(data.keys(), 8);
+    }
+}

@@ -7,7 +7,8 @@
 //! Two VMs can put the same application into two slots of its set at the same
 //! moment, and then each would count half of its usage. So a record is put in three
 //! steps: claim a slot as a candidate, look at the rest of the set, and only then go
-//! live. Of two candidates the later always sees the earlier and withdraws.
+//! live. Of two candidates in two slots the later always sees the earlier and withdraws;
+//! of two in one slot the later takes over, and the earlier fails to go live.
 
 use super::codec;
 use super::record::{Record, State};
@@ -22,7 +23,7 @@ use thiserror::Error;
 const WAYS: u32 = 8;
 /// A candidate whose VM died gives way after so long. Putting takes microseconds.
 const CANDIDATE_MILLISECONDS: u64 = 1_000;
-/// Two that see each other both withdraw; they try again so often.
+/// Two that see each other may both withdraw; they try again so often.
 const PUT_ATTEMPTS: u32 = 16;
 const KIND: u8 = b'r';
 const SIZE_KIND: u8 = b'z';
@@ -261,30 +262,36 @@ impl Table {
         Err(TableError::Unavailable)
     }
 
-    /// The slot to put a record of this digest in: a vacant one, else the least
-    /// recently used that nobody needs; with the token it was read with.
+    /// The slot to put a record of this digest in, with the token it was read with: that
+    /// of another candidate of the same digest, which is not waited for, else a vacant
+    /// one, else the least recently used that nobody needs.
     fn find_room(
         &mut self,
         data: &impl SharedData,
         digest: Digest,
         now: Moment,
     ) -> Result<Option<(Slot, Token)>, TableError> {
+        let mut vacant = None;
         let mut oldest: Option<(u64, Slot, Token)> = None;
         for slot in self.ways(digest) {
             let token = self.read(data, &Key::new(KIND, 0, slot.0))?;
             let used = match self.record.state {
-                State::Vacant => return Ok(Some((slot, token))),
-                State::Candidate if self.candidate_is_dead(now) => {
+                State::Candidate if self.record.digest == digest => {
                     return Ok(Some((slot, token)));
                 }
+                State::Candidate if !self.candidate_is_dead(now) => continue,
+                State::Vacant | State::Candidate => {
+                    vacant = vacant.or(Some((slot, token)));
+                    continue;
+                }
                 State::Live if self.record.may_give_way() => self.record.last_used,
-                State::Candidate | State::Live => continue,
+                State::Live => continue,
             };
             if oldest.is_none_or(|(best, ..)| used < best) {
                 oldest = Some((used, slot, token));
             }
         }
-        Ok(oldest.map(|(_, slot, token)| (slot, token)))
+        Ok(vacant.or(oldest.map(|(_, slot, token)| (slot, token))))
     }
 
     const fn candidate_is_dead(&self, now: Moment) -> bool {
@@ -359,3 +366,7 @@ impl Hasher for DigestHasher {
         self.0
     }
 }
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

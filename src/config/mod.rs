@@ -17,6 +17,8 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
+use std::rc::Rc;
+
 use error::Place;
 use hosts::{Entrant, HostTable};
 
@@ -41,7 +43,7 @@ pub struct Configuration {
     /// Whom to ask and to tell.
     pub service_management: ServiceManagement,
     /// What is guarded, in the order written.
-    pub services: Vec<Service>,
+    pub services: Vec<Rc<Service>>,
     /// How long answers are good for.
     pub authorization: AuthorizationSettings,
     /// How usage is handed on.
@@ -73,13 +75,13 @@ impl Configuration {
                 "at least one service is needed, or all requests are denied",
             )));
         }
-        let mut services: Vec<Service> = Vec::with_capacity(shape.services.len());
+        let mut services: Vec<Rc<Service>> = Vec::with_capacity(shape.services.len());
         let mut hosts = HostTable::default();
         for (index, shape) in shape.services.into_iter().enumerate() {
             let place = place.index(index);
             let service = Service::check(shape.0, &place, &service_management, environment)?;
             claim(&service, index, &services, &mut hosts, &place)?;
-            services.push(service);
+            services.push(Rc::new(service));
         }
 
         Ok(Self {
@@ -114,7 +116,7 @@ impl Configuration {
 fn claim(
     service: &Service,
     index: usize,
-    earlier: &[Service],
+    earlier: &[Rc<Service>],
     hosts: &mut HostTable,
     place: &Place<'_>,
 ) -> Result<(), ConfigurationError> {
@@ -130,7 +132,7 @@ fn claim(
             host,
         };
         hosts.enter(pattern, entrant).map_err(|first| {
-            let owner = earlier.get(first.service).unwrap_or(service);
+            let owner = earlier.get(first.service).map_or(service, |owner| owner);
             place.field("hosts").index(host).error(Problem::HostTaken {
                 found: error::quoted(&pattern.to_string()),
                 service: owner.id.clone(),

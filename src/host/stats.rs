@@ -125,6 +125,26 @@ impl Stats {
     }
 }
 
+/// The counter of requests that no service's hosts cover:
+/// `wasmcustom.tollgate.requests_unmatched_host`.
+#[derive(Clone, Copy, Debug)]
+pub struct UnmatchedHosts(Option<u32>);
+
+impl UnmatchedHosts {
+    /// Defines the counter, or finds it.
+    pub fn define() -> Self {
+        let name = "tollgate.requests_unmatched_host";
+        Self(abi::define_metric(MetricType::Counter, name).ok())
+    }
+
+    /// Counts one.
+    pub fn count(self) {
+        if let Some(id) = self.0 {
+            abi::increment_metric(id, 1);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -147,25 +147,9 @@ impl Flusher {
         }
     }
 
-    /// Puts a slot on the list that the marks did not name.
-    pub fn add(&mut self, slot: Slot) {
-        self.waiting.push_back(slot);
-    }
-
-    /// The slots that were seen to want a refresh within the time given to `tick`.
+    /// The slots that were seen to want a refresh soon.
     pub fn take_due(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.due)
-    }
-
-    /// Batches that are not yet answered.
-    #[must_use]
-    pub fn batches_in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
-    /// Starts a round now, whatever the interval: before leaving, and in tests.
-    pub const fn hurry(&mut self) {
-        self.next_round = 0;
     }
 
     /// What to send now: a bounded number of reports from a bounded number of records.
@@ -354,14 +338,18 @@ impl Flusher {
         let mut settled = Settled::default();
         let marks = applications.marks(Mark::Dirty, self.scope);
         for (slot, digest) in self.in_flight.remove(&batch).unwrap_or_default() {
-            let units = applications.table().change_slot(data, slot, |record| {
-                (record.digest == digest)
-                    .then(|| Change::Write(record.settle(batch, outcome, metrics, now)))
+            let seen = applications.table().change_slot(data, slot, |record| {
+                (record.digest == digest).then(|| {
+                    let units = record.settle(batch, outcome, metrics, now);
+                    Change::Write((units, record.has_pending()))
+                })
             });
-            if let Ok(Some(units)) = units {
+            if let Ok(Some((units, _))) = seen {
                 settled.count(outcome, units);
             }
-            if outcome != Outcome::Acknowledged {
+            // Also what was admitted meanwhile: a round that came by took its mark and
+            // had to leave it.
+            if !matches!(seen, Ok(Some((_, false)))) {
                 marks.set(data, slot);
             }
         }

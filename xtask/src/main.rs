@@ -10,9 +10,11 @@ mod tools;
 mod wasm;
 mod workspace;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
-use commands::{bench, build, lint, setup, test};
+use commands::{bench, build, demo, lint, setup, test};
 
 /// Builds, tests and checks Tollgate.
 #[derive(Parser)]
@@ -30,19 +32,30 @@ enum Command {
     Build(build::Arguments),
     /// Run every test: native, wasm32, the module, Envoy end to end.
     Test(test::Arguments),
+    /// Run a gateway on this machine and show what the filter does, with real traffic.
+    Demo(demo::Arguments),
     /// Measure what the filter costs, beside others, in one run.
     Bench(bench::Arguments),
     /// Check format, clippy, documentation, dependencies and the ban on panics.
     Lint,
 }
 
-fn main() -> anyhow::Result<()> {
-    match CommandLine::parse().command {
+fn main() -> ExitCode {
+    let result = match CommandLine::parse().command {
         Command::Setup => setup::run(),
         Command::Build(arguments) => build::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Lint => lint::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain of contexts; a backtrace of xtask would help nobody.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -10,6 +10,9 @@ use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
+/// The most characters that are kept of anything a caller writes.
+const LONGEST_TEXT: usize = 256;
+
 /// One call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Call {
@@ -27,6 +30,7 @@ pub struct Call {
     pub application: Option<String>,
     /// The parameters by name, such as `usage[hits]`; secrets and what is not
     /// known are `<redacted>`. Of reports only those outside the transactions.
+    /// Long texts are cut.
     pub parameters: BTreeMap<String, String>,
     /// The `3scale-options`.
     pub options: Option<String>,
@@ -104,19 +108,24 @@ impl Call {
             at,
             endpoint,
             method: request.method.to_owned(),
-            path: request.path.to_owned(),
-            service,
+            path: brief(request.path),
+            service: service.as_deref().map(brief),
             application,
             parameters: shown,
             options: request
                 .options
-                .map(|options| String::from_utf8_lossy(options).into_owned()),
+                .map(|options| brief(&String::from_utf8_lossy(options))),
             transactions,
             fault: None,
             status: None,
             code: None,
         }
     }
+}
+
+/// The start of a text: many calls are kept, and callers decide what they say.
+fn brief(text: &str) -> String {
+    text.chars().take(LONGEST_TEXT).collect()
 }
 
 fn show(top: &str, path: &str, value: &Parameter, shown: &mut BTreeMap<String, String>) {
@@ -142,7 +151,7 @@ fn show(top: &str, path: &str, value: &Parameter, shown: &mut BTreeMap<String, S
             } else {
                 "<redacted>".to_owned()
             };
-            shown.insert(path.to_owned(), text);
+            shown.insert(brief(path), brief(&text));
         }
     }
 }

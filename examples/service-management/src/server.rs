@@ -23,7 +23,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// The most of a body that is read; the backend refuses forms of more than 4 MiB.
@@ -65,7 +65,13 @@ pub struct StandIn {
     shared: Arc<Shared>,
     host: IpAddr,
     address: SocketAddr,
-    listener: Option<JoinHandle<()>>,
+    listener: Option<Listener>,
+}
+
+/// The task that accepts, and the way to end it.
+struct Listener {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
 }
 
 /// What all connections and the handle share.
@@ -132,13 +138,14 @@ impl StandIn {
         self.address
     }
 
-    /// Closes the port and all connections: clients are refused, or reset. What
-    /// is known and queued stays. Does nothing if it is stopped.
+    /// Closes the port and all connections: clients are refused, and those that
+    /// wait get no answer. Once this returns, no call changes anything. What is
+    /// known and queued stays. Does nothing if it is stopped.
     pub async fn stop(&mut self) {
-        if let Some(listener) = self.listener.take() {
-            listener.abort();
-            // Aborted: there is nothing to learn from it.
-            let _ = listener.await;
+        if let Some(Listener { stop, task }) = self.listener.take() {
+            // It may have ended with its runtime, which is as good.
+            let _ = stop.send(());
+            let _ = task.await;
         }
     }
 
@@ -159,7 +166,9 @@ impl StandIn {
         self.stop().await;
         let listener = TcpListener::bind(SocketAddr::new(self.host, port)).await?;
         self.address = listener.local_addr()?;
-        self.listener = Some(tokio::spawn(accept(listener, self.shared.clone())));
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(accept(listener, self.shared.clone(), stopped));
+        self.listener = Some(Listener { stop, task });
         Ok(())
     }
 
@@ -248,13 +257,13 @@ impl StandIn {
 impl Drop for StandIn {
     fn drop(&mut self) {
         if let Some(listener) = &self.listener {
-            listener.abort();
+            listener.task.abort();
         }
     }
 }
 
-/// Accepts until aborted, which also ends all its connections.
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+/// Accepts until told to stop, or aborted; either ends all its connections.
+async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -266,8 +275,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Some(_) = connections.join_next() => {}
+            _ = &mut stopped => break,
         }
     }
+    drop(listener);
+    connections.shutdown().await;
 }
 
 /// Asks for the connection that a call came by to be reset.

@@ -13,6 +13,7 @@
 //! left to a real Envoy is memory limits, traps, bodies, responses and the network.
 
 mod answers;
+mod filter;
 mod guest;
 #[allow(clippy::too_many_arguments, reason = "the ABI's signatures")]
 mod hostcalls;

@@ -117,6 +117,7 @@ pub(crate) struct Faults {
     statuses: Mutex<BTreeMap<&'static str, (u32, usize)>>,
     mismatches: AtomicUsize,
     yields: AtomicBool,
+    turns: AtomicU64,
     interleave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -139,7 +140,13 @@ impl Faults {
             other();
         }
         if self.yields.load(Ordering::SeqCst) {
-            std::thread::yield_now();
+            // Not before each: threads that take turns strictly have one winner for ever.
+            let turn = self
+                .turns
+                .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::SeqCst);
+            if (turn ^ (turn >> 29)) % 3 == 0 {
+                std::thread::yield_now();
+            }
         }
         let one_less = |left: usize| left.checked_sub(1);
         let order = Ordering::SeqCst;
@@ -157,6 +164,15 @@ impl FakeEnvoy {
     /// 2027-01-15 08:00:00 UTC, the full hour at which the calendar clock starts, in
     /// milliseconds since 1970.
     pub const START_MS: u64 = 1_800_000_000_000;
+
+    /// A process whose VMs run Tollgate.
+    #[allow(
+        clippy::new_without_default,
+        reason = "a process is started, not assumed"
+    )]
+    pub fn new() -> Self {
+        Self::with_guest(crate::filter::tollgate())
+    }
 
     /// A process whose VMs run `guest`.
     pub fn with_guest(guest: Guest) -> Self {
@@ -349,7 +365,8 @@ impl FakeEnvoy {
         self.0.faults.mismatches.store(times, Ordering::SeqCst);
     }
 
-    /// Gives other threads a turn before each compare-and-set, so that they collide.
+    /// Gives other threads a turn before every third compare-and-set or so, so that they
+    /// collide.
     pub fn collide(&self) {
         self.0.faults.yields.store(true, Ordering::SeqCst);
     }

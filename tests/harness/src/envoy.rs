@@ -302,7 +302,8 @@ impl Envoy {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    fn log_tail(&self) -> String {
+    /// The last lines of [`log`](Self::log), for messages.
+    pub fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
@@ -311,7 +312,7 @@ impl Envoy {
     /// The requests so far, one JSON object each, with the fields of the shipped
     /// configuration. A request appears some 20 ms after it ended.
     pub fn access_log(&self) -> Result<Vec<Value>> {
-        let text = std::fs::read_to_string(self.directory.path().join("access.log"))?;
+        let text = std::fs::read_to_string(self.access_log_path())?;
         // Only whole lines: Envoy may be writing.
         let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
         whole
@@ -320,6 +321,11 @@ impl Envoy {
                 serde_json::from_str(line).with_context(|| format!("access log line {line}"))
             })
             .collect()
+    }
+
+    /// The file that [`access_log`](Self::access_log) reads. It is removed with the handle.
+    pub fn access_log_path(&self) -> PathBuf {
+        self.directory.path().join("access.log")
     }
 
     /// Waits until the access log has a line that `is` wants, and returns it.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::process;
 use crate::tools::toolchain::{FILTER_TARGET, Toolchain};
@@ -62,8 +62,10 @@ fn build(package: &str, check: impl FnOnce(&Interface) -> Result<()>) -> Result<
         .join(FILTER_TARGET)
         .join("release")
         .join(&name);
-    let linked = std::fs::read(&linked)
-        .with_context(|| format!("reading {}", workspace::display(&linked)))?;
+    let linked = std::fs::read(&linked).with_context(|| {
+        let path = workspace::display(&linked);
+        format!("reading {path}: has {package} the crate type cdylib?")
+    })?;
     check(&Interface::of(&linked)?)?;
     let module = wasm::without_custom_sections(&linked)?;
     let path = workspace::target().join(&name);
@@ -80,9 +82,9 @@ fn build(package: &str, check: impl FnOnce(&Interface) -> Result<()>) -> Result<
 
 fn check(interface: &Interface) -> Result<()> {
     let unused = wasm::check_imports(&interface.imports, &read_list(IMPORTS)?)
-        .with_context(|| how_to_accept(IMPORTS))?;
+        .map_err(|error| with_way_out(&error, IMPORTS))?;
     wasm::check_exports(&interface.exports, &read_list(EXPORTS)?)
-        .with_context(|| how_to_accept(EXPORTS))?;
+        .map_err(|error| with_way_out(&error, EXPORTS))?;
     eprintln!(
         "imports: {} of the {} that are allowed; exports: {}, as listed",
         interface.imports.len(),
@@ -92,8 +94,8 @@ fn check(interface: &Interface) -> Result<()> {
     Ok(())
 }
 
-fn how_to_accept(list: &str) -> String {
-    format!("{list} disagrees; if the change is meant, run `cargo xtask build --accept`")
+fn with_way_out(error: &anyhow::Error, list: &str) -> anyhow::Error {
+    anyhow!("{error}if that is meant, `cargo xtask build --accept` changes {list}")
 }
 
 fn accept(interface: &Interface) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod build;
+pub mod demo;
 pub mod lint;
 pub mod setup;
 pub mod test;

@@ -39,7 +39,7 @@ pub fn ensure<T>(
         return Ok(found);
     }
     install().with_context(|| format!("installing {name}"))?;
-    find()?.with_context(|| format!("{name} is still missing after its installation"))
+    find()?.with_context(|| format!("{name}: still missing after the installation"))
 }
 
 /// Says what a step of the set-up is about to do.

@@ -6,6 +6,7 @@
 //! compile it without the network (`-Zbuild-std`, which a stable cargo takes with
 //! `RUSTC_BOOTSTRAP=1`).
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -62,7 +63,8 @@ impl Toolchain {
                     })
                 },
                 || {
-                    if on_path("rustup").is_some() && add_targets()? {
+                    // rustup may succeed for a toolchain that is not the active one.
+                    if on_path("rustup").is_some() && add_targets()? && active_has_targets()? {
                         return Ok(());
                     }
                     install_debian()
@@ -71,7 +73,10 @@ impl Toolchain {
             Ok("active") => ensure(
                 "the WebAssembly targets",
                 || Ok(active_has_targets()?.then_some(Self::Active)),
-                || add_targets().map(drop),
+                || match add_targets()? {
+                    true => Ok(()),
+                    false => bail!("rustup cannot add the targets, and {CHOICE} rules out others"),
+                },
             ),
             Ok("debian") => ensure(
                 "Debian's Rust toolchain",
@@ -82,9 +87,14 @@ impl Toolchain {
         }
     }
 
-    /// Its name and version, such as `rustc 1.95.0 (59807616e 2026-04-14)`.
+    /// Its name and version, such as `rustc 1.95.0`.
     pub fn version(self) -> Result<String> {
-        process::capture(Command::new(self.rustc()).arg("--version"))
+        let text = process::capture(Command::new(self.rustc()).arg("--version"))?;
+        let version: Vec<_> = text.split_whitespace().take(2).collect();
+        Ok(match self {
+            Self::Active => version.join(" "),
+            Self::Debian => format!("{} of Debian", version.join(" ")),
+        })
     }
 
     /// Where builds by [`Toolchain::cargo`] end up. The two keep apart what they
@@ -148,24 +158,22 @@ impl Toolchain {
 
 /// Whether the active toolchain has a standard library for both targets.
 fn active_has_targets() -> Result<bool> {
-    for target in [FILTER_TARGET, TEST_TARGET] {
-        let folder = process::capture(Command::new(Toolchain::Active.rustc()).args([
-            "--print",
-            "target-libdir",
-            "--target",
-            target,
-        ]))?;
-        // The folder alone can be left over from an interrupted download.
-        let has_std = std::fs::read_dir(folder).is_ok_and(|mut entries| {
-            entries.any(|entry| {
-                entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libstd-"))
-            })
-        });
-        if !has_std {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    Ok(active_has(FILTER_TARGET)? && active_has(TEST_TARGET)?)
+}
+
+/// Whether the active toolchain has a standard library for a target.
+pub fn active_has(target: &str) -> Result<bool> {
+    let folder = process::capture(Command::new(Toolchain::Active.rustc()).args([
+        "--print",
+        "target-libdir",
+        "--target",
+        target,
+    ]))?;
+    // The folder alone can be left over from an interrupted download.
+    let is_std = |name: &OsStr| name.as_encoded_bytes().starts_with(b"libstd-");
+    Ok(std::fs::read_dir(folder).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| is_std(&entry.file_name())))
+    }))
 }
 
 /// Whether rustup could add the targets.

@@ -1,0 +1,583 @@
+//! Claims about one record: what it admits, what it counts, what it keeps.
+
+use super::super::testing::{START, at, known, limit, metrics, usage, window};
+use super::*;
+use crate::authorization::Period;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+const TTL: u64 = 60_000;
+const STALE: u64 = 600_000;
+
+fn record(answer: &Authorization, metrics: &Metrics) -> Record {
+    let mut record = Record::vacant();
+    record.state = State::Live;
+    record.refresh(answer, metrics, at(0), TTL, STALE).unwrap();
+    record
+}
+
+/// Admitted units must be somewhere, always.
+fn assert_conserved(record: &Record) {
+    for (metric, ledger, pending, in_flight) in record.accounts() {
+        assert_eq!(
+            ledger.admitted,
+            ledger.acknowledged + ledger.lost + pending + in_flight,
+            "{metric}"
+        );
+    }
+}
+
+fn of(record: &Record, metric: &str) -> (Ledger, u64, u64) {
+    let (_, ledger, pending, in_flight) = record
+        .accounts()
+        .find(|(name, ..)| *name == metric)
+        .unwrap();
+    (ledger, pending, in_flight)
+}
+
+fn known_count(record: &Record, metric: &str) -> u64 {
+    let (_, limit) = record.limits().find(|(name, _)| *name == metric).unwrap();
+    limit.own + limit.foreign
+}
+
+#[test]
+fn exactly_the_maximum_is_admitted() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Minute, 3, 0, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    for _ in 0..3 {
+        record.admit(&one, &metrics, at(10)).unwrap();
+    }
+    assert_eq!(
+        record.admit(&one, &metrics, at(20)),
+        Err(Refusal::Limited {
+            until: window(Period::Minute).end
+        })
+    );
+    assert_eq!(
+        of(&record, "hits"),
+        (
+            Ledger {
+                admitted: 3,
+                ..Ledger::default()
+            },
+            3,
+            0
+        )
+    );
+}
+
+#[test]
+fn what_others_used_counts() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Day, 10, 9, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(0)).unwrap();
+    assert!(record.admit(&one, &metrics, at(0)).is_err());
+}
+
+#[test]
+fn a_count_over_the_maximum_admits_nothing_and_does_not_wrap() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Day, 5, 9, at(0))]),
+        &metrics,
+    );
+    assert!(
+        record
+            .admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(0))
+            .is_err()
+    );
+    record
+        .admit(&usage(&metrics, &[("ads", 1)]), &metrics, at(0))
+        .unwrap();
+}
+
+#[test]
+fn counts_at_the_end_of_the_numbers_refuse() {
+    let metrics = metrics(false);
+    let full = limit("hits", Period::Eternity, u64::MAX, u64::MAX, at(0));
+    let mut record = record(&known(vec![full]), &metrics);
+    assert_eq!(
+        record.admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(0)),
+        Err(Refusal::Limited { until: u64::MAX })
+    );
+}
+
+#[test]
+fn usage_is_admitted_whole_or_not_at_all() {
+    let metrics = metrics(false);
+    let answer = known(vec![
+        limit("hits", Period::Minute, 10, 0, at(0)),
+        limit("ads", Period::Day, 1, 0, at(0)),
+    ]);
+    let mut record = record(&answer, &metrics);
+    let both = usage(&metrics, &[("hits", 4), ("ads", 1)]);
+    record.admit(&both, &metrics, at(0)).unwrap();
+    assert_eq!(
+        record.admit(&both, &metrics, at(0)),
+        Err(Refusal::Limited {
+            until: window(Period::Day).end
+        })
+    );
+    assert_eq!(known_count(&record, "hits"), 4);
+    record
+        .admit(&usage(&metrics, &[("hits", 6)]), &metrics, at(0))
+        .unwrap();
+}
+
+#[test]
+fn the_window_that_ends_last_says_when_to_come_again() {
+    let metrics = metrics(false);
+    let answer = known(vec![
+        limit("hits", Period::Minute, 1, 1, at(0)),
+        limit("hits", Period::Month, 1, 1, at(0)),
+        limit("hits", Period::Hour, 1, 1, at(0)),
+    ]);
+    let mut record = record(&answer, &metrics);
+    assert_eq!(
+        record.admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(0)),
+        Err(Refusal::Limited {
+            until: window(Period::Month).end
+        })
+    );
+}
+
+#[test]
+fn a_maximum_of_zero_disables_the_metric_and_no_other() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Day, 0, 0, at(0))]),
+        &metrics,
+    );
+    assert_eq!(
+        record.admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(0)),
+        Err(Refusal::Disabled)
+    );
+    record
+        .admit(&usage(&metrics, &[("ads", 1)]), &metrics, at(0))
+        .unwrap();
+}
+
+#[test]
+fn a_method_counts_for_its_ancestors_whoever_names_them() {
+    let vip = [("orders_vip", 2)];
+    let only_hits = vec![limit("hits", Period::Minute, 3, 0, at(0))];
+    // Named by the configuration: the backend shows no unlimited metrics.
+    let configured = metrics(true);
+    let mut record_of_configured = record(&known(only_hits.clone()), &configured);
+    let cost = usage(&configured, &vip);
+    record_of_configured
+        .admit(&cost, &configured, at(0))
+        .unwrap();
+    assert!(
+        record_of_configured
+            .admit(&cost, &configured, at(0))
+            .is_err()
+    );
+    // Named by the backend.
+    let flat = metrics(false);
+    let answer = Authorization {
+        hierarchy: [("hits", "orders"), ("orders", "orders_vip")]
+            .map(|(parent, child)| (parent.to_owned(), child.to_owned()))
+            .to_vec(),
+        ..known(only_hits)
+    };
+    let mut record_of_backend = record(&answer, &flat);
+    let cost = usage(&flat, &vip);
+    record_of_backend.admit(&cost, &flat, at(0)).unwrap();
+    assert!(record_of_backend.admit(&cost, &flat, at(0)).is_err());
+    // Reported as what it is: the backend counts for the ancestors itself.
+    let sent = record_of_backend.dispatch(1, 9, 10, &flat);
+    assert_eq!(sent[0].usage, [("orders_vip".to_owned(), 2)]);
+}
+
+#[test]
+fn a_parent_and_its_child_in_one_request_add_up() {
+    let metrics = metrics(true);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Minute, 2, 0, at(0))]),
+        &metrics,
+    );
+    let both = usage(&metrics, &[("hits", 1), ("orders", 1)]);
+    record.admit(&both, &metrics, at(0)).unwrap();
+    assert_eq!(known_count(&record, "hits"), 2);
+}
+
+#[test]
+fn a_window_starts_again_at_its_end_and_not_before() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Minute, 1, 0, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(0)).unwrap();
+    assert!(record.admit(&one, &metrics, at(59_999)).is_err());
+    record.admit(&one, &metrics, at(60_000)).unwrap();
+    assert!(record.admit(&one, &metrics, at(60_001)).is_err());
+}
+
+#[test]
+fn a_wall_clock_that_jumps_back_opens_no_window_again() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Minute, 1, 0, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(60_000)).unwrap();
+    assert!(record.admit(&one, &metrics, at(30_000)).is_err());
+    assert!(record.admit(&one, &metrics, at(60_000)).is_err());
+}
+
+#[test]
+fn a_denial_refuses_and_counts_nothing() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    record.deny(Denial::ApplicationNotActive, at(0), TTL, STALE);
+    assert_eq!(
+        record.admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(0)),
+        Err(Refusal::Denied(Denial::ApplicationNotActive))
+    );
+    assert_eq!(record.accounts().count(), 0);
+}
+
+#[test]
+fn freshness_ends_by_the_monotonic_clock() {
+    let metrics = metrics(false);
+    let record = record(&known(Vec::new()), &metrics);
+    assert_eq!(record.freshness(at(TTL - 1)), Freshness::Fresh);
+    assert_eq!(record.freshness(at(TTL)), Freshness::Stale);
+    assert_eq!(record.freshness(at(TTL + STALE)), Freshness::Expired);
+    let jumped = Moment { wall: 0, ..at(1) };
+    assert_eq!(record.freshness(jumped), Freshness::Fresh);
+}
+
+#[test]
+fn usage_is_reported_in_the_minute_it_was_admitted_in() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    record
+        .admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(59_999))
+        .unwrap();
+    record
+        .admit(
+            &usage(&metrics, &[("hits", 2), ("ads", 1)]),
+            &metrics,
+            at(60_000),
+        )
+        .unwrap();
+    record
+        .admit(&usage(&metrics, &[("hits", 4)]), &metrics, at(61_000))
+        .unwrap();
+    let sent = record.dispatch(7, 9, 10, &metrics);
+    let named = |of: &[(&str, u64)]| {
+        of.iter()
+            .map(|(name, delta)| ((*name).to_owned(), *delta))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        sent,
+        [
+            Dispatched {
+                at: START,
+                usage: named(&[("hits", 1)])
+            },
+            Dispatched {
+                at: START + 60,
+                usage: named(&[("hits", 6), ("ads", 1)])
+            },
+        ]
+    );
+    assert!(!record.has_pending());
+    assert_conserved(&record);
+}
+
+#[test]
+fn a_long_outage_is_kept_by_the_hour_and_in_the_right_hours() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    let one = usage(&metrics, &[("hits", 1)]);
+    let minutes = 5 * 60;
+    for minute in 0..minutes {
+        record.admit(&one, &metrics, at(minute * 60_000)).unwrap();
+    }
+    assert_conserved(&record);
+    assert!(record.usage.len() < 12, "{} entries", record.usage.len());
+    let sent = record.dispatch(7, 9, 100, &metrics);
+    let mut by_hour = std::collections::BTreeMap::<u64, u64>::new();
+    for transaction in &sent {
+        *by_hour.entry(transaction.at / 3_600).or_default() += transaction.usage[0].1;
+    }
+    assert_eq!(by_hour.values().sum::<u64>(), minutes);
+    // It started at 20:47: 13 minutes of that hour, then whole ones.
+    assert_eq!(
+        by_hour.values().copied().collect::<Vec<_>>(),
+        [13, 60, 60, 60, 60, 47]
+    );
+}
+
+#[test]
+fn usage_older_than_the_backend_takes_is_given_up_and_counted() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(0)).unwrap();
+    let later = at((24 * 3_600 - 600) * 1_000);
+    assert_eq!(record.give_up_unreportable(later), 0);
+    let too_late = at((24 * 3_600 - 600 + 1) * 1_000);
+    assert_eq!(record.give_up_unreportable(too_late), 1);
+    assert_eq!(of(&record, "hits").0.lost, 1);
+    assert_conserved(&record);
+    assert!(record.dispatch(7, 9, 10, &metrics).is_empty());
+}
+
+#[test]
+fn a_batch_ends_by_its_outcome() {
+    let metrics = metrics(false);
+    for (outcome, acknowledged, lost, pending) in [
+        (Outcome::Acknowledged, 5, 0, 0),
+        (Outcome::Returned, 0, 0, 5),
+        (Outcome::Resent, 0, 0, 5),
+        (Outcome::Lost, 0, 5, 0),
+    ] {
+        let mut record = record(&known(Vec::new()), &metrics);
+        record
+            .admit(&usage(&metrics, &[("hits", 5)]), &metrics, at(0))
+            .unwrap();
+        record.dispatch(7, 9, 10, &metrics);
+        assert_eq!(of(&record, "hits").2, 5);
+        assert_eq!(
+            record.settle(8, outcome, &metrics, at(1)),
+            0,
+            "another batch"
+        );
+        assert_eq!(record.settle(7, outcome, &metrics, at(1)), 5);
+        assert_eq!(
+            record.settle(7, outcome, &metrics, at(1)),
+            0,
+            "settled twice"
+        );
+        let ledger = Ledger {
+            admitted: 5,
+            acknowledged,
+            lost,
+        };
+        assert_eq!(of(&record, "hits"), (ledger, pending, 0), "{outcome:?}");
+        assert_conserved(&record);
+    }
+}
+
+#[test]
+fn what_is_admitted_while_a_batch_flies_waits_for_the_next() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(0)).unwrap();
+    record.dispatch(7, 9, 10, &metrics);
+    record.admit(&one, &metrics, at(0)).unwrap();
+    assert!(
+        record.dispatch(8, 9, 10, &metrics).is_empty(),
+        "one batch at a time"
+    );
+    record.settle(7, Outcome::Acknowledged, &metrics, at(1));
+    assert_eq!(record.dispatch(8, 9, 10, &metrics)[0].usage[0].1, 1);
+    assert_conserved(&record);
+}
+
+#[test]
+fn a_refresh_before_the_backend_has_applied_a_report_forgets_nothing() {
+    let metrics = metrics(false);
+    let empty = |now| known(vec![limit("hits", Period::Day, 10, 0, now)]);
+    let mut record = record(&empty(at(0)), &metrics);
+    record
+        .admit(&usage(&metrics, &[("hits", 6)]), &metrics, at(0))
+        .unwrap();
+    record.dispatch(7, 9, 10, &metrics);
+    record
+        .refresh(&empty(at(10)), &metrics, at(10), TTL, STALE)
+        .unwrap();
+    assert_eq!(known_count(&record, "hits"), 6);
+    record.settle(7, Outcome::Acknowledged, &metrics, at(20));
+    record
+        .refresh(&empty(at(30)), &metrics, at(30), TTL, STALE)
+        .unwrap();
+    assert_eq!(known_count(&record, "hits"), 6);
+    let applied = known(vec![limit("hits", Period::Day, 10, 6, at(40))]);
+    record
+        .refresh(&applied, &metrics, at(40), TTL, STALE)
+        .unwrap();
+    assert_eq!(
+        known_count(&record, "hits"),
+        6,
+        "our own usage is not counted twice"
+    );
+}
+
+#[test]
+fn usage_of_others_is_taken_in_and_falls_only_when_reports_have_settled() {
+    let metrics = metrics(false);
+    let report = |current, now| known(vec![limit("hits", Period::Day, 100, current, now)]);
+    let mut record = record(&report(0, at(0)), &metrics);
+    record
+        .admit(&usage(&metrics, &[("hits", 5)]), &metrics, at(0))
+        .unwrap();
+    record
+        .refresh(&report(20, at(1)), &metrics, at(1), TTL, STALE)
+        .unwrap();
+    assert_eq!(known_count(&record, "hits"), 25);
+    record.dispatch(7, 9, 10, &metrics);
+    record
+        .refresh(&report(20, at(2)), &metrics, at(2), TTL, STALE)
+        .unwrap();
+    assert_eq!(
+        known_count(&record, "hits"),
+        25,
+        "not lowered while a batch flies"
+    );
+    record.settle(7, Outcome::Acknowledged, &metrics, at(3));
+    record
+        .refresh(&report(22, at(4)), &metrics, at(4), TTL, STALE)
+        .unwrap();
+    assert_eq!(
+        known_count(&record, "hits"),
+        25,
+        "nor before it has settled"
+    );
+    let settled = at(3 + SETTLED_MILLISECONDS + 1);
+    record
+        .refresh(&report(22, settled), &metrics, settled, TTL, STALE)
+        .unwrap();
+    assert_eq!(known_count(&record, "hits"), 22, "others used 17");
+}
+
+#[test]
+fn a_returned_batch_is_ours_again_and_not_somebody_elses() {
+    let metrics = metrics(false);
+    let report = |current, now| known(vec![limit("hits", Period::Day, 100, current, now)]);
+    let mut record = record(&report(0, at(0)), &metrics);
+    record
+        .admit(&usage(&metrics, &[("hits", 5)]), &metrics, at(0))
+        .unwrap();
+    record.dispatch(7, 9, 10, &metrics);
+    record.settle(7, Outcome::Returned, &metrics, at(1));
+    record
+        .refresh(&report(3, at(2)), &metrics, at(2), TTL, STALE)
+        .unwrap();
+    assert_eq!(
+        known_count(&record, "hits"),
+        8,
+        "nothing of ours is in the 3"
+    );
+}
+
+#[test]
+fn a_report_of_an_ended_window_says_nothing_of_the_open_one() {
+    let metrics = metrics(false);
+    let old = known(vec![limit("hits", Period::Minute, 10, 9, at(0))]);
+    let mut record = record(&old, &metrics);
+    record
+        .admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(60_000))
+        .unwrap();
+    record
+        .refresh(&old, &metrics, at(60_010), TTL, STALE)
+        .unwrap();
+    assert_eq!(known_count(&record, "hits"), 1);
+}
+
+#[test]
+fn a_backend_whose_clock_is_ahead_opens_the_next_window() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Minute, 10, 9, at(0))]),
+        &metrics,
+    );
+    let ahead = known(vec![limit("hits", Period::Minute, 10, 2, at(60_000))]);
+    record
+        .refresh(&ahead, &metrics, at(59_000), TTL, STALE)
+        .unwrap();
+    assert_eq!(known_count(&record, "hits"), 2);
+    let (_, limit) = record.limits().next().unwrap();
+    assert_eq!(limit.window.start, START + 60);
+}
+
+#[test]
+fn a_limit_that_comes_later_counts_what_is_not_yet_acknowledged() {
+    let metrics = metrics(true);
+    let mut record = record(&known(Vec::new()), &metrics);
+    record
+        .admit(&usage(&metrics, &[("orders", 2)]), &metrics, at(0))
+        .unwrap();
+    record.dispatch(7, 9, 10, &metrics);
+    record
+        .admit(&usage(&metrics, &[("orders", 1)]), &metrics, at(0))
+        .unwrap();
+    let answer = known(vec![limit("hits", Period::Minute, 10, 2, at(1))]);
+    record
+        .refresh(&answer, &metrics, at(1), TTL, STALE)
+        .unwrap();
+    assert_eq!(
+        known_count(&record, "hits"),
+        3,
+        "the 2 are our own batch, applied already"
+    );
+}
+
+#[test]
+fn a_limit_that_goes_is_no_longer_kept() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Day, 1, 1, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    assert!(record.admit(&one, &metrics, at(0)).is_err());
+    record
+        .refresh(&known(Vec::new()), &metrics, at(1), TTL, STALE)
+        .unwrap();
+    record.admit(&one, &metrics, at(2)).unwrap();
+}
+
+#[test]
+fn a_record_gives_way_only_when_nothing_of_it_can_be_lost() {
+    let metrics = metrics(false);
+    let answer = |now| known(vec![limit("hits", Period::Day, 10, 0, now)]);
+    let mut record = record(&answer(at(0)), &metrics);
+    assert!(record.may_give_way());
+    record
+        .admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(0))
+        .unwrap();
+    assert!(!record.may_give_way(), "pending");
+    record.dispatch(7, 9, 10, &metrics);
+    assert!(!record.may_give_way(), "in flight");
+    record.settle(7, Outcome::Acknowledged, &metrics, at(1));
+    assert!(
+        !record.may_give_way(),
+        "acknowledged, and perhaps not yet applied"
+    );
+    let settled = at(1 + SETTLED_MILLISECONDS + 1);
+    record
+        .refresh(&answer(settled), &metrics, settled, TTL, STALE)
+        .unwrap();
+    assert!(record.may_give_way());
+}
+
+#[test]
+fn an_answer_with_more_metrics_than_fit_is_refused() {
+    let metrics = metrics(false);
+    let limits = (0..65)
+        .map(|n| limit(&format!("m{n}"), Period::Day, 1, 0, at(0)))
+        .collect();
+    let mut record = Record::vacant();
+    assert_eq!(
+        record.refresh(&known(limits), &metrics, at(0), TTL, STALE),
+        Err(Refusal::TooManyMetrics)
+    );
+}

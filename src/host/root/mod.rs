@@ -1,0 +1,185 @@
+//! One configuration at work in one VM.
+//!
+//! What it does stands apart by when it happens: [`requests`] as they come, [`answers`]
+//! when a call ends, [`ticks`] when time has passed. [`service`] is one service of it.
+
+mod answers;
+mod requests;
+mod service;
+mod ticks;
+
+use self::service::AtWork;
+use super::reply::Reply;
+use super::seed;
+use super::stats::{Counter, UnmatchedHosts};
+use super::vm::Shared;
+use crate::authorization::{Lifetimes, Slot};
+use crate::config::{Configuration, Service};
+use crate::credentials::{Digest, Kind};
+use crate::mapping::Usage;
+use crate::moment::Moment;
+use crate::service_management::{Identification, ServiceAccess};
+use crate::usage::{Candidate, Settings};
+use std::collections::HashMap;
+
+/// A request that is paused until its application is known.
+struct Waiting {
+    stream_id: u32,
+    usage: Usage,
+}
+
+/// A question about an unknown application, and everybody who waits for its answer.
+struct Fetch {
+    service: usize,
+    kind: Kind,
+    value: Vec<u8>,
+    waiting: Vec<Waiting>,
+}
+
+/// What a call was made for.
+enum Call {
+    Authorize(Digest),
+    Refresh {
+        service: usize,
+        slot: Slot,
+        digest: Digest,
+        kind: Kind,
+    },
+    Report {
+        service: usize,
+        batch: u64,
+    },
+    /// Usage of requests that had no record.
+    Uncached {
+        service: usize,
+        units: u64,
+    },
+}
+
+/// A root context with its configuration.
+pub struct Root {
+    id: u32,
+    configuration: Configuration,
+    key: [u8; 16],
+    candidate: Candidate,
+    services: Vec<AtWork>,
+    fetches: HashMap<Digest, Fetch>,
+    waiting: usize,
+    calls: HashMap<u32, Call>,
+    unmatched: UnmatchedHosts,
+    swept: u32,
+    /// Ticks of other root contexts since the last of this one.
+    pub missed_ticks: u32,
+}
+
+impl Root {
+    /// Sets a configuration to work. `None`: shared data is not available.
+    pub fn new(
+        id: u32,
+        configuration: Configuration,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Option<Self> {
+        let key = seed::agree(&shared.data, &shared.offer)?;
+        let services = configuration
+            .services
+            .iter()
+            .map(|service| AtWork::new(service, &key, shared))
+            .collect();
+        Some(Self {
+            id,
+            configuration,
+            key,
+            candidate: Candidate {
+                id: shared.random(),
+                born: now.monotonic,
+            },
+            services,
+            fetches: HashMap::new(),
+            waiting: 0,
+            calls: HashMap::new(),
+            unmatched: UnmatchedHosts::define(),
+            swept: 0,
+            missed_ticks: 0,
+        })
+    }
+
+    /// The context's id.
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Number of services.
+    pub const fn services(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Whether this root made the call.
+    pub fn waits_for(&self, token: u32) -> bool {
+        self.calls.contains_key(&token)
+    }
+
+    fn count(&self, service: usize, counter: Counter) {
+        if let Some(at_work) = self.services.get(service) {
+            at_work.stats.count(counter);
+        }
+    }
+
+    fn refused(&self, service: usize, reply: Reply) -> Reply {
+        match self.services.get(service) {
+            Some(at_work) => at_work.refused(reply),
+            None => reply,
+        }
+    }
+
+    fn warn_failed(&mut self, index: usize, why: &str, now: Moment) {
+        if let Some(at_work) = self.services.get_mut(index) {
+            at_work.failed(why, now);
+        }
+    }
+}
+
+fn access(service: &Service) -> ServiceAccess<'_> {
+    ServiceAccess {
+        id: &service.id,
+        token: service.token.expose(),
+    }
+}
+
+const fn identification(kind: Kind) -> Identification {
+    match kind {
+        Kind::UserKey => Identification::UserKey,
+    }
+}
+
+fn milliseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn lifetimes(configuration: &Configuration) -> Lifetimes {
+    let settings = &configuration.authorization;
+    Lifetimes {
+        ttl: milliseconds(settings.ttl),
+        negative_ttl: milliseconds(settings.negative_ttl),
+        stale_if_error: milliseconds(settings.stale_if_error),
+    }
+}
+
+fn settings(configuration: &Configuration) -> Settings {
+    let reporting = &configuration.reporting;
+    Settings {
+        interval: milliseconds(reporting.interval),
+        timeout: milliseconds(reporting.timeout),
+        batch: usize::try_from(reporting.batch).unwrap_or(usize::MAX),
+        uncertain: reporting.uncertain,
+        refresh_ahead: refresh_ahead(configuration),
+    }
+}
+
+/// How long before its end an answer in use is asked for again: so that the flush, which
+/// sees the records in use, comes by in time; never more than half the lifetime.
+fn refresh_ahead(configuration: &Configuration) -> u64 {
+    let ttl = milliseconds(configuration.authorization.ttl);
+    let interval = milliseconds(configuration.reporting.interval);
+    (ttl / 4).max(interval.saturating_mul(2)).min(ttl / 2)
+}

@@ -1,0 +1,169 @@
+//! One service of a configuration at work: its counters, its flush, its refresh, and
+//! the log lines that it writes seldom.
+
+use super::Fetch;
+use crate::authorization::{Identity, Refresher};
+use crate::config::Service;
+use crate::credentials::{Credential, Digest, Identities};
+use crate::host::logger::Seldom;
+use crate::host::reply::Reply;
+use crate::host::stats::{Counter, Stats};
+use crate::host::vm::Shared;
+use crate::moment::Moment;
+use crate::service_management::{Misconfiguration, ReportAnswer};
+use crate::usage::{Flusher, Settled};
+use log::{error, warn};
+use std::rc::Rc;
+
+/// One service at work.
+pub(super) struct AtWork {
+    pub service: Rc<Service>,
+    pub scope: u64,
+    pub identities: Identities,
+    pub flusher: Flusher,
+    pub refresher: Refresher,
+    pub leads: bool,
+    pub stats: Stats,
+    quiet: Quiet,
+}
+
+/// Lines that must not fill the log.
+#[derive(Default)]
+struct Quiet {
+    misconfigured: Seldom,
+    failed: Seldom,
+    report: Seldom,
+    lost: Seldom,
+    uncached: Seldom,
+}
+
+impl AtWork {
+    pub fn new(service: &Rc<Service>, key: &[u8; 16], shared: &mut Shared) -> Self {
+        let scope = service.scope.number(key);
+        Self {
+            service: Rc::clone(service),
+            scope,
+            identities: Identities::new(key, &service.scope),
+            flusher: Flusher::new(scope, shared.random()),
+            refresher: Refresher::new(scope),
+            leads: false,
+            stats: Stats::define(&service.id),
+            quiet: Quiet::default(),
+        }
+    }
+
+    pub fn identity<'a>(&self, credential: &'a Credential<'_>) -> Identity<'a> {
+        Identity {
+            digest: self.identities.digest(credential),
+            scope: self.scope,
+            kind: credential.kind(),
+            value: credential.expose().as_bytes(),
+        }
+    }
+
+    pub const fn identity_of<'a>(&self, digest: Digest, fetch: &'a Fetch) -> Identity<'a> {
+        Identity {
+            digest,
+            scope: self.scope,
+            kind: fetch.kind,
+            value: fetch.value.as_slice(),
+        }
+    }
+
+    pub fn admitted(&self, stale: bool) {
+        self.stats.count(Counter::Admitted);
+        if stale {
+            self.stats.count(Counter::AdmittedStale);
+        }
+    }
+
+    /// Counts a refusal and hands it on.
+    pub fn refused(&self, reply: Reply) -> Reply {
+        self.stats.count(match reply {
+            Reply::NoCredential => Counter::NoCredential,
+            Reply::UnusableCredential | Reply::Denied(_) => Counter::Denied,
+            Reply::NoRule => Counter::NoRule,
+            Reply::Limited { .. } | Reply::Disabled => Counter::Limited,
+            Reply::NoService
+            | Reply::BackendFailed
+            | Reply::Misconfigured
+            | Reply::Contended
+            | Reply::Overloaded => Counter::Unavailable,
+        });
+        reply
+    }
+
+    pub fn settled(&mut self, settled: Settled, now: Moment) {
+        self.stats
+            .add(Counter::UsageAcknowledged, settled.acknowledged);
+        self.stats.add(Counter::UsageResent, settled.resent);
+        self.stats.add(Counter::UsageLostUncertain, settled.dropped);
+        self.stats.add(Counter::UsageLostTooOld, settled.too_old);
+        if settled.dropped > 0 {
+            self.lost(settled.dropped, "its report had no certain answer", now);
+        }
+        if settled.too_old > 0 {
+            self.lost(settled.too_old, "it is too old to be reported", now);
+        }
+    }
+
+    pub fn lost(&mut self, units: u64, why: &str, now: Moment) {
+        if let Some(withheld) = self.quiet.lost.due(now.monotonic) {
+            error!(
+                "service {}: {units} units of usage are lost: {why} ({withheld} such lines \
+                 withheld; the counters usage_lost_* have the sum)",
+                self.service.id
+            );
+        }
+    }
+
+    pub fn misconfigured(&mut self, what: Misconfiguration, now: Moment) {
+        self.stats.count(Counter::Misconfigured);
+        if let Some(withheld) = self.quiet.misconfigured.due(now.monotonic) {
+            error!(
+                "service {}: service management refuses this gateway: {}. Callers get 503, known \
+                 applications go on ({withheld} such lines withheld)",
+                self.service.id,
+                what.as_str()
+            );
+        }
+    }
+
+    pub fn failed(&mut self, why: &str, now: Moment) {
+        if let Some(withheld) = self.quiet.failed.due(now.monotonic) {
+            warn!(
+                "service {}: service management did not answer: {why} ({withheld} such lines \
+                 withheld)",
+                self.service.id
+            );
+        }
+    }
+
+    /// Counts a report that was not acknowledged.
+    pub fn not_acknowledged(&mut self, answer: &ReportAnswer, now: Moment) {
+        self.stats.count(match answer {
+            ReportAnswer::Acknowledged => return,
+            ReportAnswer::Refused { .. } => Counter::ReportsRefused,
+            ReportAnswer::NotDelivered(_) => Counter::ReportsNotDelivered,
+            ReportAnswer::Uncertain(_) => Counter::ReportsUncertain,
+        });
+        if let Some(withheld) = self.quiet.report.due(now.monotonic) {
+            warn!(
+                "service {}: a report was not acknowledged: {answer:?}. What becomes of its usage is \
+                 in the counters usage_* ({withheld} such lines withheld)",
+                self.service.id
+            );
+        }
+    }
+
+    pub fn uncached(&mut self, now: Moment) {
+        self.stats.count(Counter::Uncached);
+        if let Some(withheld) = self.quiet.uncached.due(now.monotonic) {
+            warn!(
+                "service {}: no room for another application; limits are not exact for those \
+                 without a record. Raise authorization.capacity ({withheld} such lines withheld)",
+                self.service.id
+            );
+        }
+    }
+}

@@ -1,0 +1,672 @@
+//! What was admitted leaves in reports, once, with its time, and its books balance
+//! after every step.
+
+use serde_json::json;
+use tollgate_fake_host::{
+    Answer, Call, Failure, FakeEnvoy, LogLevel, Report, Worker, accepted, authorized, error,
+};
+
+use crate::support::*;
+
+/// Runs a step, and checks the books after it.
+#[track_caller]
+fn balanced<R>(envoy: &FakeEnvoy, step: impl FnOnce() -> R) -> R {
+    let result = step();
+    books(envoy, "hits");
+    behaved(envoy);
+    result
+}
+
+fn only_report(worker: &Worker) -> (u32, Report) {
+    let call = worker.only_call();
+    assert!(is_report(&call), "{call:?}");
+    (call.token, Report::parse(&call.body))
+}
+
+/// Timestamps and `hits` of the transactions, in order.
+fn times(report: &Report) -> Vec<(u64, u64)> {
+    let mut times: Vec<(u64, u64)> = report
+        .transactions
+        .values()
+        .map(|transaction| {
+            let at = transaction.timestamp.as_deref().expect("a timestamp");
+            (at.parse().expect("Unix seconds"), transaction.usage["hits"])
+        })
+        .collect();
+    times.sort_unstable();
+    times
+}
+
+const START: u64 = FakeEnvoy::START_MS / 1_000;
+
+/// A gateway with `count` admitted hits of alice, all of the first minute.
+fn gateway_that_admitted(count: u64, configuration: &str) -> (FakeEnvoy, Worker) {
+    let (envoy, worker) = gateway(configuration);
+    introduce(&envoy, &worker, "alice", authorized());
+    for _ in 1..count {
+        get(&worker, "alice").forwarded();
+    }
+    (envoy, worker)
+}
+
+#[test]
+fn a_report_says_exactly_what_was_admitted_and_of_whom() {
+    let rules = rules(
+        json!([
+            { "method": "POST", "pattern": "/", "usage": { "uploads": 5 } },
+            { "pattern": "/", "usage": { "hits": 1 } },
+        ]),
+        json!({}),
+    );
+    let (envoy, worker) = gateway(&rules);
+    for key in ["alice", "b+b%2526%5B"] {
+        introduce(&envoy, &worker, key, authorized());
+    }
+    for _ in 0..3 {
+        worker.request().post("/?user_key=alice").send().forwarded();
+    }
+    balanced(&envoy, || worker.tick());
+
+    let call = worker.only_call();
+    assert_eq!(call.method(), "POST");
+    assert_eq!(call.path(), "/transactions.xml");
+    assert_eq!(call.header(":authority"), Some("su1.3scale.net"));
+    let content_type = call.header("content-type");
+    assert_eq!(content_type, Some("application/x-www-form-urlencoded"));
+    assert_eq!(call.timeout_ms, 5_000);
+    let (token, report) = only_report(&worker);
+    let service: Vec<_> = report.service.iter().collect();
+    let (id, secret) = ("1001".to_owned(), "token-of-1001".to_owned());
+    let keys = ["service_id".to_owned(), "service_token".to_owned()];
+    assert_eq!(service, [(&keys[0], &id), (&keys[1], &secret)]);
+    let used = usage(&[report]);
+    let of = |key: &str, metric: &str| used.get(&(key.to_owned(), metric.to_owned())).copied();
+    assert_eq!(of("alice", "hits"), Some(4));
+    assert_eq!(of("alice", "uploads"), Some(15));
+    assert_eq!(of("b b%26[", "hits"), Some(1));
+    assert_eq!(used.len(), 3);
+
+    balanced(&envoy, || worker.answer(token, accepted()));
+    assert_eq!(books(&envoy, "uploads").acknowledged, 15);
+    assert_eq!(stat(&envoy, "usage_acknowledged"), 20);
+    let calls = pass_time(&envoy, &[worker], seconds(120), |_| Some(accepted()));
+    assert_eq!(reports(&calls).len(), 0, "once");
+}
+
+#[test]
+fn usage_is_reported_at_the_minute_in_which_it_was_admitted() {
+    let (envoy, worker) = gateway(&plain());
+    let mut backend = Backend::knows(&["alice"]);
+    introduce(&envoy, &worker, "alice", authorized());
+    for _ in 0..17 {
+        pass_time(&envoy, &[worker.clone()], seconds(10), |call| {
+            Some(backend.answer(call, envoy.wall_ms()))
+        });
+        balanced(&envoy, || get(&worker, "alice").forwarded());
+    }
+    pass_time(&envoy, &[worker], seconds(11), |call| {
+        Some(backend.answer(call, envoy.wall_ms()))
+    });
+    let mut by_minute = std::collections::BTreeMap::<u64, u64>::new();
+    for (at, hits) in backend.reports.iter().flat_map(times) {
+        *by_minute.entry(at - START).or_default() += hits;
+    }
+    let by_minute: Vec<_> = by_minute.into_iter().collect();
+    assert_eq!(by_minute, [(0, 6), (60, 6), (120, 6)]);
+}
+
+#[test]
+fn after_an_outage_usage_is_reported_by_the_hour_and_nothing_is_missing() {
+    let changes = json!({ "authorization": { "stale_if_error": "1d" } });
+    let (envoy, worker) = gateway(&configuration(changes));
+    introduce(&envoy, &worker, "alice", authorized());
+    let mut admitted = 1;
+    for _ in 0..20 {
+        for _ in 0..12 {
+            pass_time(&envoy, &[worker.clone()], seconds(2), |_| {
+                Some(Failure::ConnectionRefused.into())
+            });
+            envoy.advance(seconds(298));
+            balanced(&envoy, || get(&worker, "alice").forwarded());
+            admitted += 1;
+        }
+    }
+    let sizes = records(&envoy)[0].1.accounts().count();
+    assert_eq!(sizes, 1);
+    let mut backend = Backend::knows(&["alice"]);
+    pass_time(&envoy, &[worker], seconds(180), |call| {
+        Some(backend.answer(call, envoy.wall_ms()))
+    });
+    assert_eq!(usage_of(&backend.reports, "hits"), admitted);
+    let hours: Vec<(u64, u64)> = backend.reports.iter().flat_map(times).collect();
+    assert!(hours.len() <= 26, "{hours:?}");
+    for (at, _) in &hours {
+        assert!((START..START + 20 * 3_600 + 300).contains(at));
+    }
+    let of_hour = |hour: u64| -> u64 {
+        let of_hour = hours.iter().filter(|(at, _)| (at - START) / 3_600 == hour);
+        of_hour.map(|(_, hits)| hits).sum()
+    };
+    assert_eq!(of_hour(0), 12, "that is 0, 5, … 55 minutes past");
+    assert_eq!(of_hour(7), 12);
+    assert_eq!(books(&envoy, "hits").acknowledged, admitted);
+}
+
+#[test]
+fn usage_too_old_to_be_taken_is_given_up_counted_and_logged() {
+    let changes = json!({ "authorization": { "ttl": "1d", "stale_if_error": "1d" } });
+    let (envoy, worker) = gateway_that_admitted(3, &configuration(changes));
+    // 23 h 50 min after the minute of the usage it is still sent; two seconds later not.
+    envoy.advance(seconds(23 * 3_600 + 50 * 60));
+    balanced(&envoy, || worker.tick());
+    let sent = in_flight(&worker).remove(0);
+    assert_eq!(times(&Report::parse(&sent.body)), [(START, 3)]);
+    envoy.advance(seconds(2));
+    balanced(&envoy, || {
+        worker.answer(sent.token, Failure::ConnectionRefused)
+    });
+    get(&worker, "alice").forwarded();
+    let calls = balanced(&envoy, || {
+        pass_time(&envoy, &[worker], seconds(90), |call| {
+            is_report(call).then(accepted)
+        })
+    });
+    assert_eq!(usage_of(&reports(&calls), "hits"), 1);
+    let books = books(&envoy, "hits");
+    assert_eq!((books.acknowledged, books.lost), (1, 3));
+    assert_eq!(stat(&envoy, "usage_lost_too_old"), 3);
+    assert!(envoy.logged(LogLevel::Error, "too old"));
+}
+
+#[test]
+fn a_refused_connection_returns_the_usage_and_the_next_try_comes_later_each_time() {
+    let (envoy, worker) = gateway_that_admitted(7, &plain());
+    let (mut tries, mut second) = (Vec::new(), 0);
+    while second < 400 {
+        let calls = balanced(&envoy, || {
+            pass_time(&envoy, &[worker.clone()], SECOND, |call| {
+                is_report(call).then(|| Failure::ConnectionRefused.into())
+            })
+        });
+        second += 1;
+        for report in reports(&calls) {
+            assert_eq!(usage_of(&[report], "hits"), 7);
+            tries.push(second);
+        }
+    }
+    let pauses: Vec<u64> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!((6..=14).contains(&tries.len()), "{tries:?}");
+    assert!(
+        pauses.iter().all(|pause| (5..=61).contains(pause)),
+        "{pauses:?}"
+    );
+    assert!(pauses.last() >= Some(&30), "{pauses:?}");
+    let before = books(&envoy, "hits");
+    assert_eq!((before.pending, before.in_flight, before.lost), (7, 0, 0));
+    assert_eq!(stat(&envoy, "reports_not_delivered"), tries.len() as u64);
+    assert_eq!(stat(&envoy, "reports_uncertain"), 0);
+    assert_eq!(stat(&envoy, "usage_resent"), 0);
+
+    let calls = pass_time(&envoy, &[worker], seconds(62), |call| {
+        is_report(call).then(accepted)
+    });
+    assert_eq!(usage_of(&reports(&calls), "hits"), 7);
+    assert_eq!(books(&envoy, "hits").acknowledged, 7);
+}
+
+#[test]
+fn after_a_success_the_pauses_are_short_again() {
+    let (envoy, worker) = gateway_that_admitted(1, &plain());
+    let workers = [worker.clone()];
+    pass_time(&envoy, &workers, seconds(300), |_| {
+        Some(Failure::ConnectionRefused.into())
+    });
+    pass_time(&envoy, &workers, seconds(90), |call| {
+        Some(Backend::knows(&["alice"]).answer(call, envoy.wall_ms()))
+    });
+    for _ in 0..5 {
+        get(&worker, "alice").forwarded();
+        let calls = pass_time(&envoy, &workers, seconds(10), |call| {
+            Some(Backend::knows(&["alice"]).answer(call, envoy.wall_ms()))
+        });
+        assert_eq!(usage_of(&reports(&calls), "hits"), 1, "in each interval");
+    }
+}
+
+const UNCERTAIN: [Failure; 3] = [
+    Failure::Timeout,
+    Failure::Reset,
+    Failure::ConnectionTermination,
+];
+
+#[test]
+fn a_report_of_which_nobody_knows_is_sent_again_by_default_and_counted_apart() {
+    let answers = UNCERTAIN.map(Answer::from).into_iter();
+    let more = [500, 502, 200, 404, 429].map(Answer::status);
+    for answer in answers.chain(more) {
+        let (envoy, worker) = gateway_that_admitted(4, &plain());
+        balanced(&envoy, || worker.tick());
+        let (token, _) = only_report(&worker);
+        balanced(&envoy, || worker.answer(token, answer));
+        let after = books(&envoy, "hits");
+        assert_eq!((after.pending, after.in_flight, after.lost), (4, 0, 0));
+        assert_eq!(stat(&envoy, "reports_uncertain"), 1);
+        assert_eq!(stat(&envoy, "usage_resent"), 4);
+
+        let calls = pass_time(&envoy, &[worker], seconds(30), |_| Some(accepted()));
+        assert_eq!(usage_of(&reports(&calls), "hits"), 4);
+        assert_eq!(books(&envoy, "hits").acknowledged, 4);
+        assert_eq!(stat(&envoy, "usage_lost_uncertain"), 0);
+    }
+}
+
+#[test]
+fn a_report_of_which_nobody_knows_is_given_up_if_the_policy_says_so() {
+    let changes = json!({ "reporting": { "uncertain": "drop" } });
+    for failure in UNCERTAIN {
+        let (envoy, worker) = gateway_that_admitted(4, &configuration(changes.clone()));
+        worker.tick();
+        let (token, _) = only_report(&worker);
+        balanced(&envoy, || worker.answer(token, failure));
+        let after = books(&envoy, "hits");
+        assert_eq!((after.lost, after.pending, after.in_flight), (4, 0, 0));
+        assert_eq!(stat(&envoy, "usage_lost_uncertain"), 4);
+        assert!(envoy.logged(LogLevel::Error, "4 units of usage are lost"));
+        let calls = pass_time(&envoy, &[worker], seconds(120), |_| Some(accepted()));
+        assert_eq!(reports(&calls).len(), 0);
+    }
+}
+
+#[test]
+fn a_dropped_report_is_only_what_was_in_it() {
+    let changes = json!({ "reporting": { "uncertain": "drop" } });
+    let (envoy, worker) = gateway_that_admitted(4, &configuration(changes));
+    worker.tick();
+    let (token, _) = only_report(&worker);
+    for _ in 0..3 {
+        get(&worker, "alice").forwarded();
+    }
+    balanced(&envoy, || worker.answer(token, Failure::Timeout));
+    let calls = pass_time(&envoy, &[worker], seconds(30), |_| Some(accepted()));
+    assert_eq!(usage_of(&reports(&calls), "hits"), 3);
+    let books = books(&envoy, "hits");
+    assert_eq!((books.acknowledged, books.lost), (3, 4));
+}
+
+#[test]
+fn a_refused_report_is_kept_and_counted() {
+    let (envoy, worker) = gateway_that_admitted(4, &plain());
+    worker.tick();
+    let (token, _) = only_report(&worker);
+    balanced(&envoy, || {
+        worker.answer(token, error(403, "service_token_invalid"))
+    });
+    assert_eq!(books(&envoy, "hits").pending, 4);
+    assert_eq!(stat(&envoy, "reports_refused"), 1);
+    assert_eq!(stat(&envoy, "usage_resent"), 0, "nothing of it was taken");
+    let calls = pass_time(&envoy, &[worker], seconds(30), |_| Some(accepted()));
+    assert_eq!(usage_of(&reports(&calls), "hits"), 4);
+}
+
+#[test]
+fn a_report_that_cannot_even_be_sent_is_kept() {
+    let (envoy, worker) = gateway_that_admitted(4, &plain());
+    envoy.fail_next("proxy_http_call", 10, 1);
+    balanced(&envoy, || worker.tick());
+    assert_eq!(worker.calls().len(), 0);
+    assert_eq!(books(&envoy, "hits").pending, 4);
+    let calls = pass_time(&envoy, &[worker], seconds(30), |_| Some(accepted()));
+    assert_eq!(usage_of(&reports(&calls), "hits"), 4);
+}
+
+#[test]
+fn what_is_admitted_while_a_report_is_in_flight_leaves_with_the_next_round() {
+    let changes = json!({ "reporting": { "timeout": "20s" } });
+    let (envoy, worker) = gateway_that_admitted(4, &configuration(changes));
+    worker.tick();
+    let (token, _) = only_report(&worker);
+    for _ in 0..3 {
+        balanced(&envoy, || get(&worker, "alice").forwarded());
+    }
+    // The answer takes longer than it is to the next round, which can do nothing.
+    let workers = [worker.clone()];
+    let meanwhile = pass_time(&envoy, &workers, seconds(9), |_| None);
+    assert_eq!(reports(&meanwhile).len(), 0);
+    pass_time(&envoy, &workers, seconds(1), |_| None);
+    balanced(&envoy, || worker.answer(token, accepted()));
+    let calls = pass_time(&envoy, &workers, seconds(11), |call| {
+        is_report(call).then(accepted)
+    });
+    assert_eq!(usage_of(&reports(&calls), "hits"), 3);
+    assert_eq!(books(&envoy, "hits").acknowledged, 7);
+}
+
+#[test]
+fn more_applications_than_fit_into_a_report_take_several() {
+    let changes = json!({ "reporting": { "batch": 10 } });
+    let (envoy, worker) = gateway(&configuration(changes));
+    for number in 0..35 {
+        introduce(&envoy, &worker, &format!("key-{number}"), authorized());
+        get(&worker, &format!("key-{number}")).forwarded();
+    }
+    let mut backend = Backend::default();
+    pass_time(&envoy, &[worker], seconds(3), |call| {
+        Some(backend.answer(call, envoy.wall_ms()))
+    });
+    let sizes: Vec<usize> = backend
+        .reports
+        .iter()
+        .map(|r| r.transactions.len())
+        .collect();
+    assert_eq!(sizes, [10, 10, 10, 5]);
+    let used = usage(&backend.reports);
+    assert_eq!(used.len(), 35);
+    assert!(used.values().all(|hits| *hits == 2));
+    assert_eq!(books(&envoy, "hits").acknowledged, 70);
+}
+
+#[test]
+fn the_minutes_of_an_application_that_do_not_fit_into_a_report_follow_in_the_next() {
+    let changes = json!({ "reporting": { "batch": 2 } });
+    let (envoy, worker) = gateway(&configuration(changes));
+    introduce(&envoy, &worker, "alice", authorized());
+    for _ in 0..3 {
+        envoy.advance(seconds(60));
+        get(&worker, "alice").forwarded();
+    }
+    let mut backend = Backend::knows(&["alice"]);
+    pass_time(&envoy, &[worker], seconds(13), |call| {
+        Some(backend.answer(call, envoy.wall_ms()))
+    });
+    assert_eq!(usage_of(&backend.reports, "hits"), 4);
+    assert!(
+        backend
+            .reports
+            .iter()
+            .all(|report| report.transactions.len() <= 2)
+    );
+    assert_eq!(books(&envoy, "hits").acknowledged, 4);
+}
+
+#[test]
+fn only_the_leader_reports() {
+    let (envoy, workers) = gateway_of(4, &plain());
+    introduce(&envoy, &workers[0], "alice", authorized());
+    let mut backend = Backend::knows(&["alice"]);
+    let mut admitted = 1;
+    for _ in 0..60 {
+        for worker in &workers {
+            get(worker, "alice").forwarded();
+            admitted += 1;
+        }
+        pass_time(&envoy, &workers, SECOND, |call| {
+            Some(backend.answer(call, envoy.wall_ms()))
+        });
+    }
+    pass_time(&envoy, &workers, seconds(11), |call| {
+        Some(backend.answer(call, envoy.wall_ms()))
+    });
+    assert_eq!(usage_of(&backend.reports, "hits"), admitted);
+    assert!(
+        (6..=9).contains(&backend.reports.len()),
+        "{} reports",
+        backend.reports.len()
+    );
+    let leading = envoy.logs().into_iter();
+    let leading = leading.filter(|line| line.message.contains("leading service"));
+    assert_eq!(leading.count(), 1);
+    behaved(&envoy);
+}
+
+/// The calls of a worker that are reports.
+fn in_flight(worker: &Worker) -> Vec<Call> {
+    worker.calls().into_iter().filter(is_report).collect()
+}
+
+#[test]
+fn a_leader_that_goes_is_replaced_and_what_it_had_not_sent_is_sent() {
+    let (envoy, workers) = gateway_of(2, &plain());
+    workers.iter().for_each(|worker| {
+        worker.tick();
+    });
+    introduce(&envoy, &workers[1], "alice", authorized());
+    workers[0].restart_vm();
+    let others = [workers[1].clone()];
+    let calls = balanced(&envoy, || {
+        pass_time(&envoy, &others, seconds(15), |call| {
+            is_report(call).then(accepted)
+        })
+    });
+    assert_eq!(usage_of(&reports(&calls), "hits"), 1);
+    assert_eq!(books(&envoy, "hits").acknowledged, 1);
+}
+
+#[test]
+fn what_was_in_flight_of_a_leader_that_went_is_settled_by_the_next_after_its_deadline() {
+    for (policy, resent, lost) in [("resend", 5, 0), ("drop", 0, 5)] {
+        let changes = json!({ "reporting": { "uncertain": policy } });
+        let (envoy, workers) = gateway_of(2, &configuration(changes));
+        introduce(&envoy, &workers[0], "alice", authorized());
+        for _ in 0..4 {
+            get(&workers[1], "alice").forwarded();
+        }
+        balanced(&envoy, || workers[0].tick());
+        assert_eq!(in_flight(&workers[0]).len(), 1);
+        assert_eq!(books(&envoy, "hits").in_flight, 5);
+        workers[0].restart_vm();
+        for _ in 0..2 {
+            get(&workers[1], "alice").forwarded();
+        }
+
+        let others = [workers[1].clone()];
+        let early = balanced(&envoy, || {
+            pass_time(&envoy, &others, seconds(9), |call| {
+                is_report(call).then(accepted)
+            })
+        });
+        assert_eq!(
+            reports(&early).len(),
+            0,
+            "the answer could still come: {policy}"
+        );
+        let calls = balanced(&envoy, || {
+            pass_time(&envoy, &others, seconds(120), |call| {
+                is_report(call).then(accepted)
+            })
+        });
+        assert_eq!(usage_of(&reports(&calls), "hits"), 2 + resent);
+        let books = books(&envoy, "hits");
+        assert_eq!((books.acknowledged, books.lost), (2 + resent, lost));
+        assert_eq!(stat(&envoy, "usage_resent"), resent);
+        assert_eq!(stat(&envoy, "usage_lost_uncertain"), lost);
+    }
+}
+
+#[test]
+fn an_answer_after_the_deadline_counts_nothing_twice() {
+    let (envoy, workers) = gateway_of(2, &plain());
+    introduce(&envoy, &workers[0], "alice", authorized());
+    workers[0].tick();
+    let (late, _) = only_report(&workers[0]);
+    // The leader's thread is held up; the other leads and applies the policy.
+    let others = [workers[1].clone()];
+    let calls = pass_time(&envoy, &others, seconds(80), |call| {
+        is_report(call).then(accepted)
+    });
+    assert_eq!(usage_of(&reports(&calls), "hits"), 1);
+    let before = books(&envoy, "hits");
+    assert_eq!(before.acknowledged, 1);
+    balanced(&envoy, || workers[0].answer(late, accepted()));
+    assert_eq!(books(&envoy, "hits"), before);
+    assert_eq!(stat(&envoy, "usage_acknowledged"), 1);
+}
+
+#[test]
+fn a_newer_configuration_takes_the_lead_and_the_older_one_stops() {
+    let (envoy, workers) = gateway_of(2, &plain());
+    let taken = |call: &Call| is_report(call).then(accepted);
+    introduce(&envoy, &workers[0], "alice", authorized());
+    pass_time(&envoy, &workers, seconds(60), taken);
+    assert_eq!(books(&envoy, "hits").acknowledged, 1);
+    get(&workers[0], "alice").forwarded();
+    let mut sent = Vec::new();
+    while sent.is_empty() {
+        sent = reports(&pass_time(&envoy, &workers, SECOND, |_| None));
+    }
+    let newer = configuration(json!({ "reporting": { "timeout": "7s" } }));
+    for worker in &workers {
+        assert!(worker.configure(&newer));
+    }
+    balanced(&envoy, || get(&workers[1], "alice").forwarded());
+    // The older root still takes in the answer to what it sent.
+    balanced(&envoy, || {
+        workers[0].answer(in_flight(&workers[0])[0].token, accepted())
+    });
+    assert_eq!(books(&envoy, "hits").acknowledged, 2);
+    let calls = pass_time(&envoy, &workers, seconds(30), taken);
+    let calls: Vec<Call> = calls.into_iter().filter(is_report).collect();
+    assert_eq!(usage_of(&reports(&calls), "hits"), 1);
+    assert!(calls.iter().all(|call| call.timeout_ms == 7_000));
+    assert_eq!(books(&envoy, "hits").acknowledged, 3);
+}
+
+#[test]
+fn an_older_configuration_reports_what_only_it_can() {
+    let services = [
+        service("1001", "api.example.com"),
+        service("2002", "two.example.com"),
+    ];
+    let (envoy, worker) = gateway(&configuration(json!({ "services": services })));
+    introduce(&envoy, &worker, "alice", authorized());
+    let two = worker
+        .request()
+        .host("two.example.com")
+        .get("/?user_key=bob");
+    let stream = two.send().paused();
+    worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+    worker.poll(stream).forwarded();
+    envoy.advance(seconds(60));
+    assert!(worker.configure(&plain()));
+    let calls = pass_time(&envoy, &[worker], seconds(30), |call| {
+        is_report(call).then(accepted)
+    });
+    let services = reports(&calls)
+        .into_iter()
+        .map(|report| report.service["service_id"].clone());
+    let mut services: Vec<String> = services.collect();
+    services.sort();
+    assert_eq!(services, ["1001", "2002"]);
+    let books = books(&envoy, "hits");
+    assert_eq!((books.acknowledged, books.pending), (2, 0));
+}
+
+#[test]
+fn a_canary_sends_nothing_and_leads_nothing() {
+    let envoy = envoy();
+    let main = envoy.worker();
+    assert!(envoy.canary(&main, &plain()));
+    let worker = envoy.configured_worker(&plain());
+    introduce(&envoy, &worker, "alice", authorized());
+    worker.tick();
+    only_report(&worker);
+}
+
+#[test]
+fn the_books_balance_whatever_happens() {
+    for seed in 0..20_u64 {
+        let policy = if seed % 2 == 0 { "resend" } else { "drop" };
+        let changes = json!({
+            "authorization": { "stale_if_error": "1d", "ttl": "1d" },
+            "reporting": { "uncertain": policy, "batch": 3, "interval": "2s" },
+        });
+        let configuration = configuration(changes);
+        let envoy = envoy().seed(seed);
+        let workers = [0; 3].map(|_| envoy.configured_worker(&configuration));
+        let keys: Vec<String> = (0..8).map(|number| format!("key-{number}")).collect();
+        for key in &keys {
+            introduce(
+                &envoy,
+                &workers[0],
+                key,
+                authorized().limit("hits", "day", 200, 0),
+            );
+        }
+        let (mut admitted, mut acknowledged, mut delivered) = (8, 0, 0);
+        let mut random = Random(seed + 1);
+        for _ in 0..400 {
+            let worker = random.one_of(&workers).clone();
+            match random.below(12) {
+                0..=5 => {
+                    let key = random.one_of(&keys).clone();
+                    admitted += u64::from(get(&worker, &key).continued());
+                }
+                6 | 7 => {
+                    envoy.advance(std::time::Duration::from_millis(random.below(3_000)));
+                    worker.tick();
+                }
+                8..=10 => {
+                    let calls = in_flight(&worker);
+                    if calls.is_empty() {
+                        continue;
+                    }
+                    let call = random.one_of(&calls);
+                    let units = usage_of(&reports(std::slice::from_ref(call)), "hits");
+                    let before = books(&envoy, "hits").acknowledged;
+                    match random.below(5) {
+                        0 => worker.answer(call.token, Failure::ConnectionRefused),
+                        1 => {
+                            delivered += units;
+                            worker.answer(call.token, Failure::Timeout);
+                        }
+                        2 => worker.answer(call.token, error(400, "bad_request")),
+                        _ => {
+                            delivered += units;
+                            worker.answer(call.token, accepted());
+                        }
+                    }
+                    acknowledged += books(&envoy, "hits").acknowledged - before;
+                }
+                _ if random.below(8) == 0 => {
+                    worker.restart_vm();
+                    assert!(worker.configure(&configuration));
+                }
+                _ => {}
+            }
+            let books = books(&envoy, "hits");
+            assert_eq!(books.admitted, admitted, "seed {seed}");
+            assert_eq!(books.acknowledged, acknowledged, "seed {seed}");
+        }
+        // In the end everything comes to rest. Every call has an end, as with Envoy.
+        for worker in &workers {
+            for call in in_flight(worker) {
+                worker.answer(call.token, Failure::ConnectionRefused);
+            }
+        }
+        pass_time(&envoy, &workers, seconds(200), |call| {
+            delivered += usage_of(&reports(std::slice::from_ref(call)), "hits");
+            Some(accepted())
+        });
+        let books = books(&envoy, "hits");
+        assert_eq!(
+            (books.pending, books.in_flight),
+            (0, 0),
+            "seed {seed}: {books:?}"
+        );
+        assert_eq!(books.admitted, admitted);
+        if policy == "resend" {
+            assert_eq!(books.lost, 0, "seed {seed}");
+            assert!(
+                delivered >= admitted,
+                "seed {seed}: {delivered} of {admitted}"
+            );
+        } else {
+            assert_eq!(stat(&envoy, "usage_lost_uncertain"), books.lost);
+            assert!(
+                delivered <= admitted,
+                "seed {seed}: {delivered} of {admitted}"
+            );
+        }
+        assert_eq!(stat(&envoy, "usage_acknowledged"), books.acknowledged);
+        behaved(&envoy);
+    }
+}

@@ -1,0 +1,14 @@
+//! What the filter does, told as scenarios: requests, ticks, answers and accidents on
+//! the fake host, and what became of them.
+//!
+//! One test binary, because linking the filter is what takes long; a module for each
+//! subject. Nothing here looks into the filter: scenarios see what Envoy, service
+//! management and an operator see, and read the records from shared data.
+
+mod asking;
+mod flush;
+mod limits;
+mod refresh;
+mod replies;
+mod support;
+mod table;
