@@ -9,6 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tollgate_end_to_end::{Gateway, Setup};
 
+/// What it is, the request's target, its headers, and the status of a right answer.
+type Case = (&'static str, Vec<u8>, Vec<Vec<u8>>, u16);
+
 /// Sends these bytes and returns the status of the answer, without waiting for its end:
 /// Envoy lets a connection linger after it refused something.
 async fn status_of(address: SocketAddr, request: &[u8]) -> Result<u16> {
@@ -40,8 +43,7 @@ async fn whatever_the_bytes_are_they_are_answered_and_the_same_vm_serves_the_nex
         .map(|number| format!("x-{number}: \u{fffd}").into_bytes())
         .chain([key.clone()])
         .collect();
-    // What, target, headers, and the status that a correct answer has.
-    let cases: Vec<(&str, Vec<u8>, Vec<Vec<u8>>, u16)> = vec![
+    let cases: Vec<Case> = vec![
         (
             "key not UTF-8",
             b"/v1/a".to_vec(),
