@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde_json::json;
 use service_management::{Fault, FaultRule, FaultScope};
-use tollgate_end_to_end::{Gateway, Setup};
-use tollgate_harness::EnvoyOptions;
+use tollgate_end_to_end::{Gateway, PATIENCE, Setup};
+use tollgate_harness::{EnvoyOptions, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
@@ -152,14 +152,16 @@ services:
             }
         }
         let failures = gateway.counter("authorize_failures").await?;
+        let uncertain = gateway.counter("reports_uncertain").await?;
         if step == 1 || step == 2 {
             // Also the failures that happen behind the traffic's back.
-            gateway
-                .envoy
-                .wait_for_stat("wasmcustom.tollgate.1001.authorize_failures", |now| {
-                    now > failures
-                })
-                .await?;
+            eventually("a refresh and a report to fail", PATIENCE, async || {
+                client.get("/v1/items", &[("x-api-key", KEY)]).await.ok()?;
+                let refreshed = gateway.counter("authorize_failures").await.ok()? > failures;
+                let reported = gateway.counter("reports_uncertain").await.ok()? > uncertain;
+                (refreshed && reported).then_some(())
+            })
+            .await?;
         }
     }
     let refused = gateway.backend.set_service_token("1001", "another");
@@ -185,6 +187,12 @@ services:
         "the search finds nothing: {own:?}"
     );
     assert!(own.len() >= 4, "{own:?}");
+    println!(
+        "{} of {} lines are the filter's; Envoy's own have the token {} times",
+        own.len(),
+        log.lines().count(),
+        log.matches(TOKEN).count(),
+    );
     let access_log = format!("{:?}", gateway.envoy.access_log()?);
     let stats = gateway.envoy.admin("/stats").await?;
     let dump = gateway.envoy.admin("/config_dump?include_eds").await?;
