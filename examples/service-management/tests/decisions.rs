@@ -2,8 +2,7 @@
 //! virtual time: every call of `NAME.jsonl` against the data of
 //! `NAME.data.json`, each applied before the next.
 //!
-//! The recordings are large and not in the repository, so this is ignored unless
-//! asked for; `SERVICE_MANAGEMENT_DECISIONS` names the folder that holds them.
+//! The recordings are `tests/data/decisions/`, which says what is in a line.
 
 use serde_json::{Value, json};
 use service_management::{Backend, Dataset, Request};
@@ -154,16 +153,16 @@ fn replay(folder: &Path, name: &str) -> (usize, Vec<String>) {
 }
 
 #[test]
-#[ignore = "needs the recordings: SERVICE_MANAGEMENT_DECISIONS"]
 fn every_recorded_decision_is_reproduced() {
-    let folder = std::env::var("SERVICE_MANAGEMENT_DECISIONS").unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/decisions");
     let mut count = 0;
     let mut wrong = Vec::new();
     for name in ["now", "yearend", "leapday", "afterleap", "monday"] {
-        let (calls, differences) = replay(Path::new(&folder), name);
+        let (calls, differences) = replay(&folder, name);
         count += calls;
         wrong.extend(differences);
     }
+    assert_eq!(count, 4_000);
     assert!(
         wrong.is_empty(),
         "{} of {count}:\n{}",
