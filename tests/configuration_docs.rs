@@ -1,5 +1,5 @@
-//! The configurations in the documentation are ones that Tollgate accepts, and the
-//! reference says what the code does.
+//! The configurations in the documentation are ones that Tollgate accepts, the
+//! reference says what the code does, and links lead somewhere.
 //!
 //! Apart from the unit tests because it reads files of the repository. A block that
 //! is a whole configuration is marked as `title=configuration` after its language;
@@ -64,9 +64,15 @@ fn blocks() -> Vec<Block> {
 }
 
 fn load(json: &str, place: &str) -> Configuration {
-    let environment = |_: &str| Some("token".to_owned());
-    Configuration::parse(json.as_bytes(), &environment)
-        .unwrap_or_else(|error| panic!("{place}: {error}"))
+    load_where(json, place, &|_| true)
+}
+
+/// Loads it where only the variables are set that `is_set` says.
+fn load_where(json: &str, place: &str, is_set: &dyn Fn(&str) -> bool) -> Configuration {
+    Configuration::parse(json.as_bytes(), &|name| {
+        is_set(name).then(|| "token".to_owned())
+    })
+    .unwrap_or_else(|error| panic!("{place}: {error}"))
 }
 
 fn load_yaml(value: &Value, place: &str) -> Configuration {
@@ -96,23 +102,38 @@ fn every_configuration_in_the_documentation_is_accepted() {
 }
 
 #[test]
-fn every_configuration_inside_of_envoys_and_istios_is_accepted() {
+fn every_configuration_inside_of_envoys_and_istios_is_accepted_with_the_environment_it_has() {
     let mut loaded = 0;
     for block in blocks() {
         let value = yaml(&block);
-        let in_envoy = value.get("typed_config").and_then(|filter| {
-            filter
-                .get("config")?
-                .get("configuration")?
-                .get("value")?
-                .as_str()
-        });
-        if let Some(json) = in_envoy {
-            load(json, &block.place);
+        let hands_on = |list: Option<&Value>, name: &str, field: Option<&str>| {
+            let list = list.and_then(Value::as_sequence);
+            list.into_iter().flatten().any(|item| match field {
+                Some(field) => item.get(field).is_some_and(|item| item == name),
+                None => item == name,
+            })
+        };
+        if let Some(filter) = value.get("typed_config").and_then(|it| it.get("config")) {
+            let json = filter
+                .get("configuration")
+                .and_then(|it| it.get("value")?.as_str());
+            let keys = filter
+                .get("vm_config")
+                .and_then(|it| it.get("environment_variables")?.get("host_env_keys"));
+            load_where(json.unwrap(), &block.place, &|name| {
+                hands_on(keys, name, None)
+            });
             loaded += 1;
         }
-        if let Some(plugin) = value.get("spec").and_then(|spec| spec.get("pluginConfig")) {
-            load_yaml(plugin, &block.place);
+        if let Some(spec) = value
+            .get("spec")
+            .filter(|it| it.get("pluginConfig").is_some())
+        {
+            let json = serde_json::to_string(&spec["pluginConfig"]).unwrap();
+            let env = spec.get("vmConfig").and_then(|it| it.get("env"));
+            load_where(&json, &block.place, &|name| {
+                hands_on(env, name, Some("name"))
+            });
             loaded += 1;
         }
     }
@@ -214,4 +235,110 @@ fn every_field_is_in_the_reference() {
             assert!(named, "{field} of {probe} is not in docs/configuration.md");
         }
     }
+}
+
+/// The names in a list of the filter's source: string literals of lower-case words between
+/// two lines of it.
+fn names(path: &str, from: &str, to: &str) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = fs::read_to_string(root.join(path)).unwrap();
+    let (_, list) = source.split_once(from).unwrap_or_else(|| panic!("{from}"));
+    let (list, _) = list.split_once(to).unwrap_or_else(|| panic!("{to}"));
+    let names: Vec<String> = list
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect();
+    assert!(names.len() >= 5, "{path}: only {names:?} found");
+    names
+}
+
+fn document(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+#[test]
+fn every_counter_is_in_the_description_of_operations_and_no_other() {
+    let counters = names("src/host/stats.rs", "const ALL:", "];\n");
+    let operations = document("docs/operations.md");
+    for counter in &counters {
+        let row = format!("\n| `{counter}` | ");
+        assert!(operations.contains(&row), "{counter} is not in a table");
+    }
+    let (_, tables) = operations.split_once("\n## Counters\n").unwrap();
+    let (tables, _) = tables.split_once("\n## ").unwrap();
+    for row in tables.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let (name, _) = row.split_once('`').unwrap();
+        assert!(counters.iter().any(|counter| counter == name), "{name}");
+    }
+}
+
+#[test]
+fn every_detail_of_a_reply_and_every_reason_is_in_the_description_of_failure() {
+    use tollgate::service_management::{Denial, Misconfiguration};
+    let failure = document("docs/failure.md");
+    let replies = names("src/host/reply.rs", "let case = match self {", "};\n");
+    let denials = Denial::ALL.iter().map(|denial| denial.as_str().to_owned());
+    for detail in replies.into_iter().chain(denials) {
+        let detail = format!("`tollgate_{detail}`");
+        assert!(failure.contains(&detail), "{detail}");
+    }
+    let reasons = Misconfiguration::ALL.iter().map(|reason| reason.as_str());
+    let failures = names(
+        "src/service_management/reply.rs",
+        "pub const fn as_str(self)",
+        "}\n    }\n",
+    );
+    for reason in reasons.chain(failures.iter().map(String::as_str)) {
+        assert!(failure.contains(&format!("`{reason}`")), "{reason}");
+    }
+}
+
+#[test]
+fn every_link_within_the_repository_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let others = ["ARCHITECTURE.md", "CHANGELOG.md", "envoy/README.md"].map(|name| root.join(name));
+    let examples = fs::read_dir(root.join("examples")).unwrap();
+    let examples = examples.map(|entry| entry.unwrap().path().join("README.md"));
+    let mut checked = 0;
+    for path in documents().into_iter().chain(others).chain(examples) {
+        let text = fs::read_to_string(&path).unwrap();
+        // Code is not searched: it has brackets of its own.
+        let prose: String = text.split("```").step_by(2).collect();
+        for link in prose.split("](").skip(1) {
+            let (link, _) = link.split_once(')').unwrap();
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap().join(file),
+            };
+            let place = format!("{}: {link}", path.display());
+            assert!(target.exists(), "{place}");
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                assert!(anchors(&text).any(|it| it == anchor), "{place}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked >= 30, "only {checked} links found");
+}
+
+/// The anchors that GitHub makes of a document's headings.
+fn anchors(text: &str) -> impl Iterator<Item = String> {
+    text.lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| {
+            line.trim_start_matches('#')
+                .trim()
+                .to_lowercase()
+                .chars()
+                .filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter))
+                .map(|letter| if letter == ' ' { '-' } else { letter })
+                .collect()
+        })
 }

@@ -70,18 +70,19 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         } | if record.alone { ALONE } else { 0 },
     );
     out.extend_from_slice(&record.digest.0);
-    for word in [
-        record.scope,
-        record.fetched_at,
-        record.fresh_until,
-        record.stale_until,
-        record.last_used,
-        record.batch,
-        record.batch_deadline,
-        record.acknowledged_at,
-    ] {
-        out.extend_from_slice(&word.to_le_bytes());
-    }
+    put_words(
+        out,
+        [
+            record.scope,
+            record.fetched_at,
+            record.fresh_until,
+            record.stale_until,
+            record.last_used,
+            record.batch,
+            record.batch_deadline,
+            record.acknowledged_at,
+        ],
+    );
     out.push(u8::try_from(record.names.len()).unwrap_or(0));
     out.push(u8::try_from(record.limits.len()).unwrap_or(0));
     out.extend_from_slice(&[0, 0]);
@@ -90,29 +91,26 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     }
     for limit in record.limits.iter().take(usize::from(u8::MAX)) {
         out.extend_from_slice(&[limit.name, limit.period as u8]);
-        for word in [
-            limit.window.start,
-            limit.window.end,
-            limit.maximum,
-            limit.own,
-            limit.sent,
-            limit.foreign,
-        ] {
-            out.extend_from_slice(&word.to_le_bytes());
-        }
+        put_words(
+            out,
+            [
+                limit.window.start,
+                limit.window.end,
+                limit.maximum,
+                limit.own,
+                limit.sent,
+                limit.foreign,
+            ],
+        );
     }
     let without = Ledger::default();
     for index in 0..record.names.len() {
         let ledger = record.ledger.get(index).unwrap_or(&without);
-        for word in [ledger.admitted, ledger.acknowledged, ledger.lost] {
-            out.extend_from_slice(&word.to_le_bytes());
-        }
+        put_words(out, [ledger.admitted, ledger.acknowledged, ledger.lost]);
     }
     for entry in &record.usage {
         out.extend_from_slice(&[entry.name, u8::from(entry.hour)]);
-        for word in [entry.at, entry.pending, entry.in_flight] {
-            out.extend_from_slice(&word.to_le_bytes());
-        }
+        put_words(out, [entry.at, entry.pending, entry.in_flight]);
     }
     for index in (0_u8..).take(record.names.len()) {
         let text = record.names.bytes(index);
@@ -148,18 +146,16 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     record.refresh_marked = flags & REFRESH_MARKED != 0;
     record.alone = flags & ALONE != 0;
     record.digest = Digest(reader.bytes()?);
-    for word in [
-        &mut record.scope,
-        &mut record.fetched_at,
-        &mut record.fresh_until,
-        &mut record.stale_until,
-        &mut record.last_used,
-        &mut record.batch,
-        &mut record.batch_deadline,
-        &mut record.acknowledged_at,
-    ] {
-        *word = reader.word()?;
-    }
+    [
+        record.scope,
+        record.fetched_at,
+        record.fresh_until,
+        record.stale_until,
+        record.last_used,
+        record.batch,
+        record.batch_deadline,
+        record.acknowledged_at,
+    ] = reader.words::<8>()?;
     let [names, limits, 0, 0] = reader.bytes()? else {
         return Err(NotARecord);
     };
@@ -177,35 +173,37 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     };
     record.limits.clear();
     for _ in 0..limits {
+        let [name, period] = reader.bytes()?;
+        let [start, end, maximum, own, sent, foreign] = reader.words()?;
         record.limits.push(Limit {
-            name: named(reader.byte()?)?,
-            period: Period::from_code(reader.byte()?).ok_or(NotARecord)?,
-            window: Window {
-                start: reader.word()?,
-                end: reader.word()?,
-            },
-            maximum: reader.word()?,
-            own: reader.word()?,
-            sent: reader.word()?,
-            foreign: reader.word()?,
+            name: named(name)?,
+            period: Period::from_code(period).ok_or(NotARecord)?,
+            window: Window { start, end },
+            maximum,
+            own,
+            sent,
+            foreign,
         });
     }
     record.ledger.clear();
     for _ in 0..names {
+        let [admitted, acknowledged, lost] = reader.words()?;
         record.ledger.push(Ledger {
-            admitted: reader.word()?,
-            acknowledged: reader.word()?,
-            lost: reader.word()?,
+            admitted,
+            acknowledged,
+            lost,
         });
     }
     record.usage.clear();
     for _ in 0..usage {
+        let [name, hour] = reader.bytes()?;
+        let [at, pending, in_flight] = reader.words()?;
         record.usage.push(Entry {
-            name: named(reader.byte()?)?,
-            hour: reader.byte()? != 0,
-            at: reader.word()?,
-            pending: reader.word()?,
-            in_flight: reader.word()?,
+            name: named(name)?,
+            hour: hour != 0,
+            at,
+            pending,
+            in_flight,
         });
     }
     record.names.clear();
@@ -247,9 +245,21 @@ impl<'a> Reader<'a> {
         Ok(byte)
     }
 
-    fn word(&mut self) -> Result<u64, NotARecord> {
-        Ok(u64::from_le_bytes(self.bytes()?))
+    fn words<const N: usize>(&mut self) -> Result<[u64; N], NotARecord> {
+        let (words, _) = self.0.as_chunks::<8>();
+        let (words, _) = words.split_first_chunk::<N>().ok_or(NotARecord)?;
+        let (_, rest) = self
+            .0
+            .split_at_checked(words.as_flattened().len())
+            .ok_or(NotARecord)?;
+        self.0 = rest;
+        Ok(words.map(u64::from_le_bytes))
     }
+}
+
+/// Appends words in one copy: a record is written for every admitted request.
+fn put_words<const N: usize>(out: &mut Vec<u8>, words: [u64; N]) {
+    out.extend_from_slice(words.map(u64::to_le_bytes).as_flattened());
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ impl Period {
     /// The period of that number in a record, if there is one.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|period| *period as u8 == code)
+        Self::ALL.get(usize::from(code)).copied()
     }
 
     /// The window of this period that contains the moment (Unix seconds).
@@ -163,6 +163,15 @@ mod tests {
 
     fn at(moment: OffsetDateTime) -> u64 {
         u64::try_from(moment.unix_timestamp()).unwrap()
+    }
+
+    #[test]
+    fn a_code_names_its_period() {
+        for period in Period::ALL {
+            assert_eq!(Period::from_code(period as u8), Some(period));
+            assert_eq!(Period::from_name(period.name().as_bytes()), Some(period));
+        }
+        assert_eq!(Period::from_code(7), None);
     }
 
     #[test]

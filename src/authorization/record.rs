@@ -23,6 +23,8 @@ const MINUTES_KEPT_SECONDS: u64 = 180;
 /// How long after an acknowledgement a read of the backend's counters includes the
 /// batch. The backend applies reports late; no bound is promised, this is generous.
 const SETTLED_MILLISECONDS: u64 = 5_000;
+/// Limits of a record: their number is one byte in the layout.
+const MOST_LIMITS: usize = 255;
 
 /// Whether the record may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +63,8 @@ pub enum Refusal {
     /// The plan allows nothing of a metric (maximum 0).
     #[error("the plan disables a metric")]
     Disabled,
-    /// The record has no room for another metric name.
-    #[error("the application has usage of more metrics than a record holds")]
+    /// The record has no room for another metric name, or for so many limits.
+    #[error("the application has more metrics or limits than a record holds")]
     TooManyMetrics,
 }
 
@@ -405,7 +407,14 @@ impl Record {
             let delta = (self.names.text(entry.name).to_owned(), entry.pending);
             let full = transactions.len() >= most;
             match transactions.last_mut() {
-                Some(last) if last.at == entry.at => last.usage.push(delta),
+                // An hour and a minute of the same name, after the clock was set back:
+                // service management takes one value for a metric.
+                Some(last) if last.at == entry.at => {
+                    match last.usage.iter_mut().find(|(name, _)| *name == delta.0) {
+                        Some((_, units)) => *units = units.saturating_add(delta.1),
+                        None => last.usage.push(delta),
+                    }
+                }
                 _ if full => break,
                 _ => transactions.push(Dispatched {
                     at: entry.at,
@@ -527,7 +536,7 @@ impl Record {
     /// everybody else's usage is what the backend's count exceeds ours by.
     ///
     /// # Errors
-    /// `TooManyMetrics` if the answer names more metrics than a record holds; the
+    /// `TooManyMetrics` if the answer has more metrics or limits than a record holds; the
     /// record is then as it was but for names.
     pub fn refresh(
         &mut self,
@@ -537,6 +546,9 @@ impl Record {
         ttl: u64,
         stale_if_error: u64,
     ) -> Result<(), Refusal> {
+        if authorization.limits.len() > MOST_LIMITS {
+            return Err(Refusal::TooManyMetrics);
+        }
         self.roll_windows(now);
         let mut parents = Vec::with_capacity(authorization.hierarchy.len());
         for (parent, child) in &authorization.hierarchy {

@@ -36,8 +36,10 @@ pub struct Question {
 #[derive(Debug)]
 pub struct Refresher {
     scope: u64,
+    /// Every slot that waits or is asked about, so that none stands here twice.
+    listed: HashSet<Slot>,
     waiting: VecDeque<Slot>,
-    in_flight: HashSet<Slot>,
+    in_flight: usize,
     failures: u32,
     not_before: u64,
 }
@@ -48,8 +50,9 @@ impl Refresher {
     pub fn new(scope: u64) -> Self {
         Self {
             scope,
+            listed: HashSet::new(),
             waiting: VecDeque::new(),
-            in_flight: HashSet::new(),
+            in_flight: 0,
             failures: 0,
             not_before: 0,
         }
@@ -57,29 +60,34 @@ impl Refresher {
 
     /// Puts a slot on the list, unless it stands there.
     pub fn add(&mut self, slot: Slot) {
-        if !self.waiting.contains(&slot) && !self.in_flight.contains(&slot) {
+        if self.listed.insert(slot) {
             self.waiting.push_back(slot);
         }
     }
 
-    /// What to ask now, a bounded number of questions.
-    pub fn tick(
-        &mut self,
-        data: &impl SharedData,
-        applications: &mut Applications,
-        now: Moment,
-    ) -> Vec<Question> {
+    /// Puts the slots on the list that requests found stale.
+    pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
         let marks = applications.marks(Mark::Stale, self.scope);
         for segment in 0..marks.segments() {
             for slot in marks.take(data, segment) {
                 self.add(slot);
             }
         }
+    }
+
+    /// What to ask now: as much as may be in flight. Called on ticks, and after an answer
+    /// so that the next question does not wait for one.
+    pub fn next(
+        &mut self,
+        data: &impl SharedData,
+        applications: &mut Applications,
+        now: Moment,
+    ) -> Vec<Question> {
         let mut questions = Vec::new();
         if now.monotonic < self.not_before {
             return questions;
         }
-        while self.in_flight.len() < MOST_IN_FLIGHT
+        while self.in_flight < MOST_IN_FLIGHT
             && let Some(slot) = self.waiting.pop_front()
         {
             let scope = self.scope;
@@ -94,8 +102,10 @@ impl Refresher {
                 })
             });
             if let Ok(Some(question)) = question {
-                self.in_flight.insert(slot);
+                self.in_flight = self.in_flight.saturating_add(1);
                 questions.push(question);
+            } else {
+                self.listed.remove(&slot);
             }
         }
         questions
@@ -103,7 +113,8 @@ impl Refresher {
 
     /// A question was answered, whatever the answer says.
     pub fn answered(&mut self, slot: Slot) {
-        self.in_flight.remove(&slot);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.listed.remove(&slot);
         self.failures = 0;
         self.not_before = 0;
     }
@@ -111,8 +122,12 @@ impl Refresher {
     /// A question was not answered: it is asked again, after a pause that grows. `jitter`
     /// is any random number; it spreads the pauses of many gateways.
     pub fn failed(&mut self, slot: Slot, now: Moment, jitter: u64) {
-        self.in_flight.remove(&slot);
-        self.add(slot);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.waiting.push_back(slot);
+        if now.monotonic < self.not_before {
+            // One of several that failed together: they are one failure.
+            return;
+        }
         self.not_before = now.monotonic.saturating_add(backoff(
             self.failures,
             FIRST_PAUSE,

@@ -21,6 +21,9 @@ use thiserror::Error;
 
 /// Slots of a set: with twice the capacity in slots, few sets overflow at full load.
 const WAYS: u32 = 8;
+/// Sets for twice the largest capacity that can be configured. A larger number that is
+/// read back is nobody's, and to walk that many slots would hold up the worker.
+const MOST_SETS: u32 = 262_144;
 /// A candidate whose VM died gives way after so long. Putting takes microseconds.
 const CANDIDATE_MILLISECONDS: u64 = 1_000;
 /// Two that see each other may both withdraw; they try again so often.
@@ -67,21 +70,12 @@ impl Table {
     /// The table of this process: with slots for twice `capacity` applications, or as
     /// many as whoever came first in this process wanted.
     pub fn open(data: &impl SharedData, capacity: u32) -> Self {
-        let wanted = capacity.saturating_mul(2).div_ceil(WAYS).max(1);
-        let key = Key::new(SIZE_KIND, 0, 0);
-        let mut offer = SIZE_MAGIC.to_vec();
-        offer.extend_from_slice(&wanted.to_le_bytes());
-        // Whether the offer was taken shows when it is read back.
-        let _ = data.set(key.as_bytes(), &offer, Token::ABSENT);
-        let mut value = Vec::new();
-        let sets = data
-            .get(key.as_bytes(), &mut value)
-            .ok()
-            .and_then(|_| value.strip_prefix(SIZE_MAGIC))
-            .and_then(|sets| sets.try_into().ok())
-            .map_or(wanted, u32::from_le_bytes);
+        let wanted = capacity
+            .saturating_mul(2)
+            .div_ceil(WAYS)
+            .clamp(1, MOST_SETS);
         Self {
-            sets: sets.max(1),
+            sets: agreed_sets(data, wanted).unwrap_or(wanted),
             hints: HashMap::default(),
             record: Record::vacant(),
             value: Vec::new(),
@@ -335,6 +329,28 @@ impl Table {
         codec::encode(new, &mut self.encoded);
         won(data.set(key.as_bytes(), &self.encoded, claimed))
     }
+}
+
+/// The number of sets that the process agreed on, after offering `wanted` if there is
+/// none, or something that is none.
+fn agreed_sets(data: &impl SharedData, wanted: u32) -> Option<u32> {
+    let key = Key::new(SIZE_KIND, 0, 0);
+    let mut value = Vec::new();
+    let token = data.get(key.as_bytes(), &mut value).ok()?;
+    if let Some(sets) = parse_sets(&value) {
+        return Some(sets);
+    }
+    let mut offer = SIZE_MAGIC.to_vec();
+    offer.extend_from_slice(&wanted.to_le_bytes());
+    // Whose offer was taken shows when it is read back.
+    let _ = data.set(key.as_bytes(), &offer, token);
+    data.get(key.as_bytes(), &mut value).ok()?;
+    parse_sets(&value)
+}
+
+fn parse_sets(value: &[u8]) -> Option<u32> {
+    let sets = u32::from_le_bytes(value.strip_prefix(SIZE_MAGIC)?.try_into().ok()?);
+    (1..=MOST_SETS).contains(&sets).then_some(sets)
 }
 
 enum Attempt<T> {

@@ -2,8 +2,8 @@
 //! proxy-wasm ABI. It moves bytes, clocks and answers between Envoy and the rooms that
 //! decide, and decides nothing that they could.
 //!
-//! The way of a callback: [`exports`] receives it, [`vm`] finds the root context that it
-//! belongs to, [`root`] does the work of one configuration. [`abi`] is the layer of host
+//! The way of a callback: `exports` receives it, `vm` finds the root context that it
+//! belongs to, `root` does the work of one configuration. `abi` is the layer of host
 //! functions below.
 
 #![cfg_attr(test, allow(dead_code))]

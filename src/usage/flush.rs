@@ -109,6 +109,8 @@ pub struct Flusher {
     /// The next segment of marks to take in this round; `None` between rounds.
     segment: Option<u32>,
     next_round: u64,
+    /// Nothing is sent before this, after a failure.
+    paused_until: u64,
     failures: u32,
     in_flight: HashMap<u64, Vec<(Slot, Digest)>>,
     /// Slots seen that want a refresh soon.
@@ -141,6 +143,7 @@ impl Flusher {
             waiting: VecDeque::new(),
             segment: None,
             next_round: 0,
+            paused_until: 0,
             failures: 0,
             in_flight: HashMap::new(),
             due: Vec::new(),
@@ -152,8 +155,10 @@ impl Flusher {
         std::mem::take(&mut self.due)
     }
 
-    /// What to send now: a bounded number of reports from a bounded number of records.
-    pub fn tick(
+    /// What to send now: as many reports as may be in flight, from a bounded number of
+    /// records. Called on ticks, and after an answer so that a round with more batches
+    /// does not wait for the next tick.
+    pub fn next(
         &mut self,
         data: &impl SharedData,
         applications: &mut Applications,
@@ -375,10 +380,14 @@ impl Flusher {
             marks.set(data, slot);
         }
         self.segment = None;
-        let longest = LONGEST_PAUSE.max(settings.interval);
-        let pause = backoff(self.failures, settings.interval, longest, jitter);
-        self.next_round = self.next_round.max(now.monotonic.saturating_add(pause));
-        self.failures = self.failures.saturating_add(1);
+        if now.monotonic >= self.paused_until {
+            // Batches that fail together are one failure.
+            let longest = LONGEST_PAUSE.max(settings.interval);
+            let pause = backoff(self.failures, settings.interval, longest, jitter);
+            self.paused_until = now.monotonic.saturating_add(pause);
+            self.failures = self.failures.saturating_add(1);
+        }
+        self.next_round = self.next_round.max(self.paused_until);
     }
 }
 

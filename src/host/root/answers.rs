@@ -38,12 +38,19 @@ impl Root {
                 slot,
                 digest,
                 kind,
+                asked,
             } => {
                 let answer = answered.to_authorize(identification(kind));
-                self.answered_refresh(service, slot, digest, &answer, shared, now);
+                self.answered_refresh(service, (slot, digest), &answer, asked, shared, now);
+                if self.leads(service) {
+                    self.refresh(service, shared, now);
+                }
             }
             Call::Report { service, batch } => {
                 self.answered_report(service, batch, &answered.to_report(), shared, now);
+                if self.leads(service) {
+                    self.flush(service, shared, now);
+                }
             }
             Call::Uncached { service, units } => {
                 let acknowledged = matches!(answered.to_report(), ReportAnswer::Acknowledged);
@@ -79,7 +86,7 @@ impl Root {
                     &identity,
                     authorization,
                     &at_work.service.metrics,
-                    now,
+                    fetch.asked,
                     &lifetimes,
                 )
                 .map_err(|_| Reply::Contended),
@@ -102,9 +109,6 @@ impl Root {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed(failure.as_str(), now);
                 if allow_unknown {
-                    at_work
-                        .stats
-                        .add(Counter::AdmittedUnknown, fetch.waiting.len() as u64);
                     shared
                         .applications
                         .let_in_unheard(&shared.data, &identity, now, lifetimes.negative_ttl)
@@ -153,6 +157,9 @@ impl Root {
             let reply = match verdict {
                 Ok(Verdict::Admitted { stale }) => {
                     at_work.admitted(stale);
+                    if matches!(answer, AuthorizeAnswer::Failed(_)) {
+                        at_work.stats.count(Counter::AdmittedUnknown);
+                    }
                     let _ = abi::continue_request();
                     continue;
                 }
@@ -225,9 +232,9 @@ impl Root {
     fn answered_refresh(
         &mut self,
         index: usize,
-        slot: Slot,
-        digest: Digest,
+        (slot, digest): (Slot, Digest),
         answer: &AuthorizeAnswer,
+        asked: Moment,
         shared: &mut Shared,
         now: Moment,
     ) {
@@ -255,7 +262,7 @@ impl Root {
             (slot, digest),
             known,
             &at_work.service.metrics,
-            now,
+            asked,
             &lifetimes,
         );
         if taken.is_ok() {

@@ -33,6 +33,8 @@ struct Fetch {
     service: usize,
     kind: Kind,
     value: Vec<u8>,
+    /// An answer speaks of the moment it was asked for, not of when it came.
+    asked: Moment,
     waiting: Vec<Waiting>,
 }
 
@@ -44,6 +46,7 @@ enum Call {
         slot: Slot,
         digest: Digest,
         kind: Kind,
+        asked: Moment,
     },
     Report {
         service: usize,
@@ -117,6 +120,12 @@ impl Root {
     /// Whether this root made the call.
     pub fn waits_for(&self, token: u32) -> bool {
         self.calls.contains_key(&token)
+    }
+
+    fn leads(&self, service: usize) -> bool {
+        self.services
+            .get(service)
+            .is_some_and(|at_work| at_work.leads)
     }
 
     fn count(&self, service: usize, counter: Counter) {

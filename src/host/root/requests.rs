@@ -89,6 +89,7 @@ impl Root {
                     service: index,
                     kind: identity.kind,
                     value: identity.value.to_vec(),
+                    asked: now,
                     waiting: Vec::new(),
                 };
                 let digest = identity.digest;

@@ -39,7 +39,7 @@ struct Quiet {
 
 impl AtWork {
     pub fn new(service: &Rc<Service>, key: &[u8; 16], shared: &mut Shared) -> Self {
-        let scope = service.scope.number(key);
+        let scope = service.scope.number();
         Self {
             service: Rc::clone(service),
             scope,

@@ -40,6 +40,9 @@ impl Root {
             }
             at_work.leads = leads;
             if leads {
+                at_work
+                    .refresher
+                    .take_marks(&shared.data, &shared.applications);
                 self.flush(index, shared, now);
                 self.refresh(index, shared, now);
             }
@@ -59,12 +62,13 @@ impl Root {
         }
     }
 
-    fn flush(&mut self, index: usize, shared: &mut Shared, now: Moment) {
+    /// Sends the reports that are due.
+    pub(super) fn flush(&mut self, index: usize, shared: &mut Shared, now: Moment) {
         let settings = settings(&self.configuration);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
-        let (reports, settled) = at_work.flusher.tick(
+        let (reports, settled) = at_work.flusher.next(
             &shared.data,
             &mut shared.applications,
             &access(&at_work.service),
@@ -103,13 +107,14 @@ impl Root {
         }
     }
 
-    fn refresh(&mut self, index: usize, shared: &mut Shared, now: Moment) {
+    /// Asks the questions that are due.
+    pub(super) fn refresh(&mut self, index: usize, shared: &mut Shared, now: Moment) {
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
         let questions = at_work
             .refresher
-            .tick(&shared.data, &mut shared.applications, now);
+            .next(&shared.data, &mut shared.applications, now);
         for Question {
             slot,
             digest,
@@ -127,6 +132,7 @@ impl Root {
                             slot,
                             digest,
                             kind,
+                            asked: now,
                         },
                     );
                 }

@@ -369,7 +369,7 @@ impl Service {
             authority: "localhost".to_owned(),
             service: data.id.clone(),
         };
-        let number = scope.number(&KEY);
+        let number = scope.number();
         let metrics = data.metrics.iter();
         let metrics = metrics.map(|metric| (metric.name.clone(), metric.parent.clone()));
         Ok(Self {
@@ -428,7 +428,7 @@ impl Service {
                 },
                 now,
             };
-            let (reports, _) = self.flusher.tick(data, applications, &access, &terms);
+            let (reports, _) = self.flusher.next(data, applications, &access, &terms);
             for slot in self.flusher.take_due() {
                 self.refresher.add(slot);
             }
@@ -455,8 +455,9 @@ impl Service {
         backend: &mut Backend,
         now: Moment,
     ) -> Result<()> {
+        self.refresher.take_marks(data, applications);
         loop {
-            let questions = self.refresher.tick(data, applications, now);
+            let questions = self.refresher.next(data, applications, now);
             if questions.is_empty() {
                 return Ok(());
             }

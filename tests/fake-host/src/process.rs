@@ -144,7 +144,7 @@ impl Faults {
             let turn = self
                 .turns
                 .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::SeqCst);
-            if (turn ^ (turn >> 29)) % 3 == 0 {
+            if (turn ^ (turn >> 29)).is_multiple_of(3) {
                 std::thread::yield_now();
             }
         }

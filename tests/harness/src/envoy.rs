@@ -131,12 +131,15 @@ impl Envoy {
                 .then(|| text(file("access.log")))
                 .transpose()?,
             listener: options.listener,
-            listeners_path: text(file("listeners.json"))?,
+            // In a directory of its own, because Envoy watches the directory: at `debug` it
+            // would log that its log has changed, which changes it.
+            listeners_path: text(file("watched").join("listeners.json"))?,
         };
         // JSON is YAML to Envoy.
         std::fs::write(file("bootstrap.json"), changes.bootstrap()?.to_string())?;
         if changes.base == Base::Reloadable {
-            std::fs::write(file("listeners.json"), changes.listeners()?.to_string())?;
+            std::fs::create_dir(file("watched"))?;
+            std::fs::write(&changes.listeners_path, changes.listeners()?.to_string())?;
         }
         let log = File::create(file("envoy.log"))?;
         let child = Command::new(&executable)

@@ -15,7 +15,7 @@ use anyhow::{Result, anyhow, bail};
 
 use super::build::build_filter;
 use crate::tools::envoy::envoy_path;
-use checks::Checks;
+use checks::{Checks, say};
 use interrupt::Interrupt;
 use world::{Ports, World};
 
@@ -57,7 +57,7 @@ async fn demonstrate(arguments: &Arguments, envoy: &Path, module: &Path) -> Resu
         signal = interrupt.received() => bail!("ended by {signal}"),
         world = World::start(envoy, module, ports) => world?,
     };
-    println!("{world}");
+    say(&world);
     let mut checks = Checks::new();
     let told = tokio::select! {
         signal = interrupt.received() => bail!("ended by {signal}"),
@@ -72,7 +72,7 @@ async fn demonstrate(arguments: &Arguments, envoy: &Path, module: &Path) -> Resu
         // It is returned as well, in the end.
         eprintln!("\n{error}");
     }
-    println!("{}", world.things_to_try());
+    say(world.things_to_try());
     stay(&world, &mut interrupt).await?;
     verdict
 }
@@ -96,7 +96,9 @@ async fn stay(world: &World, interrupt: &mut Interrupt) -> Result<()> {
         }
     };
     world::show_calls(false);
-    println!("\n{signal}: ending Envoy, the API and service management");
+    say(format_args!(
+        "\n{signal}: ending Envoy, the API and service management"
+    ));
     Ok(())
 }
 

@@ -13,7 +13,9 @@ async fn ten_thousand_requests_cost_a_question_per_worker_and_a_report_per_inter
 {
     const REQUESTS: u64 = 10_000;
     const INTERVAL: Duration = Duration::from_secs(1);
-    const TTL: Duration = Duration::from_secs(60);
+    // Longer than this takes on any machine: an application in use is asked about again
+    // before its answer is stale, so the last quarter of a `ttl` may see one more question.
+    const TTL: Duration = Duration::from_secs(600);
     let gateway = Gateway::start(Setup {
         plugin: json!({
             "authorization": { "ttl": format!("{}s", TTL.as_secs()) },
@@ -51,8 +53,8 @@ async fn ten_thousand_requests_cost_a_question_per_worker_and_a_report_per_inter
         connections.len() == 2 && connections.iter().all(|count| *count > 0),
         "both workers must have served: {connections:?}"
     );
-    let lifetimes = 1 + took.as_secs() / TTL.as_secs();
-    assert!(questions <= 2 * lifetimes, "{questions} questions");
+    assert!(took < TTL * 3 / 4, "the machine is too slow");
+    assert!(questions <= 2, "{questions} questions");
     assert_eq!(gateway.usage("free", "hits"), REQUESTS);
     let intervals = took.as_millis().div_ceil(INTERVAL.as_millis());
     assert!(u128::from(reports) <= intervals + 2, "{reports} reports");

@@ -1,10 +1,28 @@
 //! Bytes that no well-behaved client sends never take a worker down.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tollgate_end_to_end::{Gateway, Setup};
-use tollgate_harness::raw_request;
+
+/// What it is, the request's target, its headers, and the status of a right answer.
+type Case = (&'static str, Vec<u8>, Vec<Vec<u8>>, u16);
+
+/// Sends these bytes and returns the status of the answer, without waiting for its end:
+/// Envoy lets a connection linger after it refused something.
+async fn status_of(address: SocketAddr, request: &[u8]) -> Result<u16> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(request).await?;
+    let mut start = [0; b"HTTP/1.1 200".len()];
+    tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut start)).await??;
+    let start = std::str::from_utf8(&start)?;
+    let status = start.strip_prefix("HTTP/1.1 ").context("no answer")?;
+    Ok(status.parse()?)
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
@@ -25,8 +43,7 @@ async fn whatever_the_bytes_are_they_are_answered_and_the_same_vm_serves_the_nex
         .map(|number| format!("x-{number}: \u{fffd}").into_bytes())
         .chain([key.clone()])
         .collect();
-    // What, target, headers, and the status that a correct answer has.
-    let cases: Vec<(&str, Vec<u8>, Vec<Vec<u8>>, u16)> = vec![
+    let cases: Vec<Case> = vec![
         (
             "key not UTF-8",
             b"/v1/a".to_vec(),
@@ -67,7 +84,7 @@ async fn whatever_the_bytes_are_they_are_answered_and_the_same_vm_serves_the_nex
             "broken escapes in the path",
             b"/v1/%zz%4?user_key=free-key".to_vec(),
             vec![],
-            400,
+            200,
         ),
         (
             "a path not UTF-8 once decoded",
@@ -121,7 +138,7 @@ async fn whatever_the_bytes_are_they_are_answered_and_the_same_vm_serves_the_nex
             "dots over the root",
             b"/v1/../../../v1/a".to_vec(),
             vec![key.clone()],
-            400,
+            200,
         ),
         ("90 headers", b"/v1/a".to_vec(), many, 200),
         (
@@ -133,7 +150,7 @@ async fn whatever_the_bytes_are_they_are_answered_and_the_same_vm_serves_the_nex
     ];
     for (what, target, headers, status) in cases {
         let mut request = [b"GET ".to_vec(), target, b" HTTP/1.1\r\n".to_vec()].concat();
-        request.extend(b"host: api.example.com\r\nconnection: close\r\n");
+        request.extend(b"host: api.example.com\r\n");
         for header in headers {
             request.extend(header);
             request.extend(b"\r\n");
@@ -141,9 +158,10 @@ async fn whatever_the_bytes_are_they_are_answered_and_the_same_vm_serves_the_nex
         request.extend(b"\r\n");
         // Often enough that every worker has had it.
         for _ in 0..6 {
-            let (told, answer) = raw_request(gateway.envoy.address(), &request).await?;
-            let answer = String::from_utf8_lossy(&answer);
-            assert_eq!(told, Some(status), "{what}: {answer}");
+            let told = status_of(gateway.envoy.address(), &request)
+                .await
+                .context(what)?;
+            assert_eq!(told, status, "{what}");
         }
     }
     let after = gateway

@@ -75,6 +75,20 @@ fn setup() -> Setup {
     }
 }
 
+/// Name and value.
+type Header = (&'static str, &'static str);
+
+/// What it is, the request's host, path and headers, and the status and details of a
+/// right answer.
+type Case = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [Header],
+    u16,
+    &'static str,
+);
+
 /// Sends a request to a host and returns its answer with the `details` of the access log.
 /// No two requests may have the same path.
 async fn ask(
@@ -108,7 +122,7 @@ async fn every_case_has_its_status_and_its_name_in_the_access_log() -> Result<()
     let gateway = Gateway::start(setup()).await?;
     let api = "api.example.com";
     let search = "search.example.com";
-    let cases: [(&str, &str, &str, &[(&str, &str)], u16, &str); 21] = [
+    let cases: [Case; 21] = [
         (
             "no credential",
             api,

@@ -1,9 +1,9 @@
 //! Requests of an application that is not known yet wait together for one answer.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::json;
 use service_management::{Fault, FaultRule, FaultScope};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -15,10 +15,18 @@ fn slow(milliseconds: u64) -> Vec<FaultRule> {
     vec![FaultRule::always(FaultScope::Authorize, delay)]
 }
 
+/// However busy the machine is, answers are waited for.
+fn patient() -> Setup {
+    Setup {
+        plugin: json!({ "service_management": { "timeout": "30s" } }),
+        ..Setup::default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
 async fn two_hundred_first_requests_ask_once_per_worker() -> Result<()> {
-    let gateway = Gateway::start(Setup::default()).await?;
+    let gateway = Gateway::start(patient()).await?;
     gateway.backend.set_faults(slow(500));
     let statuses = gateway
         .client()?
@@ -36,7 +44,7 @@ async fn two_hundred_first_requests_ask_once_per_worker() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
 async fn a_limit_holds_for_those_who_waited_together() -> Result<()> {
-    let gateway = Gateway::start(Setup::default()).await?;
+    let gateway = Gateway::start(patient()).await?;
     gateway.backend.set_faults(slow(500));
     let headers = [("x-api-key", "eternity3000-key")];
     let client = gateway.client()?;
@@ -53,10 +61,8 @@ async fn a_limit_holds_for_those_who_waited_together() -> Result<()> {
 async fn a_client_that_leaves_while_it_waits_harms_nobody_and_is_not_counted() -> Result<()> {
     const LEAVING: usize = 10;
     const STAYING: usize = 20;
-    let gateway = Gateway::start(Setup::default()).await?;
-    // Until the test lets it answer.
-    let hold = FaultRule::always(FaultScope::Authorize, Fault::DelayMs(900));
-    gateway.backend.set_faults(vec![hold]);
+    let gateway = Gateway::start(patient()).await?;
+    gateway.backend.set_faults(slow(4_000));
     let active = |wanted: usize| {
         let envoy = &gateway.envoy;
         async move {
@@ -75,6 +81,7 @@ async fn a_client_that_leaves_while_it_waits_harms_nobody_and_is_not_counted() -
         stream.write_all(request).await?;
         leaving.push(stream);
     }
+    active(LEAVING).await?;
     let client = gateway.client()?;
     let staying = tokio::spawn(async move {
         client
@@ -95,6 +102,5 @@ async fn a_client_that_leaves_while_it_waits_harms_nobody_and_is_not_counted() -
         .get_many(50, 10, "/v1/items", &[("x-api-key", "other-key")])
         .await?;
     assert_eq!(next, BTreeMap::from([(200, 50)]));
-    assert!(Duration::from_millis(900) < PATIENCE);
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! When service management is asked, what is made of its answers and of its silence,
 //! and how long they last.
 
+use std::slice::from_ref;
+
 use serde_json::json;
 use tollgate_fake_host::{Failure, LogLevel, authorized, denied, error};
 
@@ -176,7 +178,7 @@ fn an_application_in_use_is_refreshed_before_its_time_is_up() {
     introduce(&envoy, &worker, "alice", authorized());
     let mut backend = Backend::knows(&["alice"]);
     for _ in 0..300 {
-        pass_time(&envoy, std::slice::from_ref(&worker), SECOND, |call| {
+        pass_time(&envoy, from_ref(&worker), SECOND, |call| {
             Some(backend.answer(call, envoy.wall_ms()))
         });
         get(&worker, "alice").forwarded();
@@ -303,7 +305,9 @@ fn an_unknown_application_that_is_allowed_in_is_reported_alone_later() {
     let changes = json!({ "authorization": { "unknown": "allow" } });
     let (envoy, worker) = gateway(&configuration(changes));
     introduce(&envoy, &worker, "alice", authorized());
-    let streams = [0; 2].map(|_| get(&worker, "mallory").paused());
+    let [gone, one, two] = [0; 3].map(|_| get(&worker, "mallory").paused());
+    worker.end_stream(gone);
+    let streams = [one, two];
     worker.answer(worker.only_call().token, Failure::ConnectionRefused);
     for stream in streams {
         worker.poll(stream).forwarded();
@@ -489,4 +493,80 @@ fn a_refresh_that_went_with_its_leader_is_made_up_for_by_the_next() {
         Some(backend.answer(call, envoy.wall_ms()))
     });
     get(&workers[1], "alice").forwarded();
+}
+
+#[test]
+fn a_request_that_waits_while_the_configuration_changes_is_decided_by_its_own() {
+    let (envoy, worker) = gateway(&plain());
+    let stream = get(&worker, "alice").paused();
+    let newer = rules(
+        json!([{ "pattern": "/", "usage": { "calls": 3 } }]),
+        json!({}),
+    );
+    assert!(worker.configure(&newer));
+    worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+    worker.poll(stream).forwarded();
+    get(&worker, "alice").forwarded();
+    assert_eq!(books(&envoy, "hits").admitted, 1);
+    assert_eq!(books(&envoy, "calls").admitted, 3);
+    behaved(&envoy);
+}
+
+#[test]
+fn no_more_requests_wait_than_a_worker_holds() {
+    let (envoy, worker) = gateway(&plain());
+    let mut streams = Vec::new();
+    let overloaded = loop {
+        match get(&worker, &format!("key-{}", streams.len() % 7)) {
+            tollgate_fake_host::Outcome::Paused(stream) => streams.push(stream),
+            other => break other.reply(),
+        }
+    };
+    assert_eq!(streams.len(), 10_000);
+    assert_eq!(
+        (overloaded.status, &*overloaded.details),
+        (503, "tollgate_overloaded")
+    );
+    assert_eq!(worker.calls().len(), 7);
+    for call in worker.calls() {
+        worker.answer(call.token, authorized().at(envoy.wall_ms()));
+    }
+    assert!(statuses(&worker, &streams).iter().all(Option::is_none));
+    assert_eq!(books(&envoy, "hits").admitted, 10_000);
+    get(&worker, "somebody").paused();
+}
+
+#[test]
+fn a_plan_of_more_limits_than_a_record_holds_costs_nobody_their_usage() {
+    let (envoy, worker) = gateway(&plain());
+    introduce(&envoy, &worker, "alice", authorized());
+    let periods = ["minute", "hour", "day", "week"];
+    let mut plan = authorized();
+    for metric in 0..64 {
+        let metric = if metric == 0 {
+            "hits".to_owned()
+        } else {
+            format!("m{metric}")
+        };
+        for period in periods {
+            plan = plan.limit(&metric, period, 100, 0);
+        }
+    }
+    let answer = plan.at(envoy.wall_ms());
+    envoy.advance(seconds(61));
+    get(&worker, "alice").forwarded();
+    worker.tick();
+    for call in worker.calls().into_iter().filter(is_question) {
+        worker.answer(call.token, answer.clone());
+    }
+    assert_eq!(books(&envoy, "hits").admitted, 2);
+
+    let stream = get(&worker, "bob").paused();
+    let call = worker
+        .calls()
+        .into_iter()
+        .find(is_question)
+        .expect("a question");
+    worker.answer(call.token, answer);
+    assert_eq!(worker.poll(stream).status(), Some(503), "said, not guessed");
 }

@@ -1,6 +1,8 @@
 //! What was admitted leaves in reports, once, with its time, and its books balance
 //! after every step.
 
+use std::slice::from_ref;
+
 use serde_json::json;
 use tollgate_fake_host::{
     Answer, Call, Failure, FakeEnvoy, LogLevel, Report, Worker, accepted, authorized, error,
@@ -99,7 +101,7 @@ fn usage_is_reported_at_the_minute_in_which_it_was_admitted() {
     let mut backend = Backend::knows(&["alice"]);
     introduce(&envoy, &worker, "alice", authorized());
     for _ in 0..17 {
-        pass_time(&envoy, &[worker.clone()], seconds(10), |call| {
+        pass_time(&envoy, from_ref(&worker), seconds(10), |call| {
             Some(backend.answer(call, envoy.wall_ms()))
         });
         balanced(&envoy, || get(&worker, "alice").forwarded());
@@ -123,7 +125,7 @@ fn after_an_outage_usage_is_reported_by_the_hour_and_nothing_is_missing() {
     let mut admitted = 1;
     for _ in 0..20 {
         for _ in 0..12 {
-            pass_time(&envoy, &[worker.clone()], seconds(2), |_| {
+            pass_time(&envoy, from_ref(&worker), seconds(2), |_| {
                 Some(Failure::ConnectionRefused.into())
             });
             envoy.advance(seconds(298));
@@ -184,7 +186,7 @@ fn a_refused_connection_returns_the_usage_and_the_next_try_comes_later_each_time
     let (mut tries, mut second) = (Vec::new(), 0);
     while second < 400 {
         let calls = balanced(&envoy, || {
-            pass_time(&envoy, &[worker.clone()], SECOND, |call| {
+            pass_time(&envoy, from_ref(&worker), SECOND, |call| {
                 is_report(call).then(|| Failure::ConnectionRefused.into())
             })
         });
@@ -610,7 +612,7 @@ fn the_books_balance_whatever_happens() {
                         continue;
                     }
                     let call = random.one_of(&calls);
-                    let units = usage_of(&reports(std::slice::from_ref(call)), "hits");
+                    let units = usage_of(&reports(from_ref(call)), "hits");
                     let before = books(&envoy, "hits").acknowledged;
                     match random.below(5) {
                         0 => worker.answer(call.token, Failure::ConnectionRefused),
@@ -643,7 +645,7 @@ fn the_books_balance_whatever_happens() {
             }
         }
         pass_time(&envoy, &workers, seconds(200), |call| {
-            delivered += usage_of(&reports(std::slice::from_ref(call)), "hits");
+            delivered += usage_of(&reports(from_ref(call)), "hits");
             Some(accepted())
         });
         let books = books(&envoy, "hits");
@@ -667,6 +669,89 @@ fn the_books_balance_whatever_happens() {
             );
         }
         assert_eq!(stat(&envoy, "usage_acknowledged"), books.acknowledged);
+        behaved(&envoy);
+    }
+}
+
+#[test]
+fn a_clock_set_back_puts_no_metric_twice_into_a_transaction() {
+    let (envoy, worker) = gateway_that_admitted(2, &plain());
+    // Old enough to be kept by the hour, which is named after its latest minute.
+    envoy.advance(seconds(200));
+    get(&worker, "alice").forwarded();
+    envoy.set_wall_ms(FakeEnvoy::START_MS);
+    get(&worker, "alice").forwarded();
+    balanced(&envoy, || worker.tick());
+    let sent = in_flight(&worker).remove(0);
+    let sent = Report::parse(&sent.body);
+    assert_eq!(usage_of(&[sent], "hits"), 4);
+}
+
+#[test]
+fn books_balance_and_limits_hold_while_clocks_jump_and_configurations_change() {
+    for seed in 100..120_u64 {
+        let mut random = Random(seed);
+        let settings = |number: u64| {
+            configuration(json!({
+                "authorization": { "stale_if_error": "7d", "ttl": "30s" },
+                "reporting": { "batch": 2 + number % 3, "interval": "1s" },
+            }))
+        };
+        let envoy = envoy().seed(seed);
+        let workers = [0; 3].map(|_| envoy.configured_worker(&settings(0)));
+        // What the backend has applied, and what it has taken and applies later.
+        let (mut applied, mut queue) = (0_u64, Vec::<(u64, u64)>::new());
+        let plan = |current| authorized().limit("hits", "eternity", 150, current);
+        introduce(&envoy, &workers[0], "alice", plan(0));
+        let (mut admitted, mut clock, mut acknowledged) = (1_u64, 0_u64, 0_u64);
+        for step in 0..600 {
+            let worker = random.one_of(&workers).clone();
+            match random.below(10) {
+                0..=4 => match get(&worker, "alice") {
+                    tollgate_fake_host::Outcome::Paused(stream) => worker.end_stream(stream),
+                    outcome => admitted += u64::from(outcome.continued()),
+                },
+                5 | 6 => {
+                    let by = random.below(3_000);
+                    clock += by;
+                    envoy.advance(std::time::Duration::from_millis(by));
+                    worker.tick();
+                }
+                7 | 8 => {
+                    queue.retain(|(due, units)| {
+                        applied += if *due <= clock { *units } else { 0 };
+                        *due > clock
+                    });
+                    for call in worker.calls() {
+                        if is_question(&call) {
+                            worker.answer(call.token, plan(applied).at(envoy.wall_ms()));
+                        } else if random.below(4) == 0 {
+                            worker.answer(call.token, Failure::ConnectionRefused);
+                        } else {
+                            let units = usage_of(&reports(from_ref(&call)), "hits");
+                            queue.push((clock + random.below(4_500), units));
+                            worker.answer(call.token, accepted());
+                        }
+                    }
+                }
+                _ => match random.below(30) {
+                    0 => envoy.set_wall_ms(envoy.wall_ms() + random.below(4 * 3_600_000)),
+                    1 => envoy.set_wall_ms(envoy.wall_ms() - random.below(4 * 3_600_000)),
+                    2 => assert!(worker.configure(&settings(step))),
+                    3 => worker.drain(),
+                    _ => {}
+                },
+            }
+            let books = books(&envoy, "hits");
+            assert_eq!(books.admitted, admitted, "seed {seed}");
+            assert!(books.acknowledged >= acknowledged, "seed {seed}");
+            acknowledged = books.acknowledged;
+            assert!(admitted <= 150, "seed {seed}");
+        }
+        let left = (0..200)
+            .filter(|_| get(&workers[1], "alice").continued())
+            .count() as u64;
+        assert_eq!(admitted + left, 150, "seed {seed}: exact, also downwards");
         behaved(&envoy);
     }
 }

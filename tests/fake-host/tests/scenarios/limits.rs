@@ -1,6 +1,7 @@
 //! Limits are exact on one gateway: whatever the number of workers, whichever limits
 //! a request counts for, and wherever the clock stands.
 
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -113,7 +114,7 @@ fn a_flush_in_the_middle_of_the_storm_changes_no_count() {
                     if is_report(&call) && round % 40 == 0 {
                         worker.answer(call.token, Failure::ConnectionRefused);
                     } else if is_report(&call) {
-                        reported += reports(&[call.clone()])[0].usage()["hits"];
+                        reported += reports(from_ref(&call))[0].usage()["hits"];
                         worker.answer(call.token, accepted());
                     } else {
                         let known = authorized().limit("hits", "day", 3_000, 0);

@@ -5,6 +5,7 @@
 //! subject. Nothing here looks into the filter: scenarios see what Envoy, service
 //! management and an operator see, and read the records from shared data.
 
+mod accidents;
 mod asking;
 mod flush;
 mod limits;

@@ -1,6 +1,8 @@
 //! The table of records: who gets a slot, who gives way, and that an application never
 //! has two.
 
+use std::slice::from_ref;
+
 use serde_json::json;
 use tollgate_fake_host::{FakeEnvoy, Worker, accepted, authorized, error, run_at_once};
 
@@ -42,7 +44,7 @@ fn with_no_slot_to_spare_an_application_is_asked_about_each_time_and_reported_at
             worker.poll(stream).forwarded();
         }
         let report = worker.only_call();
-        let used = usage(&reports(std::slice::from_ref(&report)));
+        let used = usage(&reports(from_ref(&report)));
         let of_ninth = ("ninth".to_owned(), "hits".to_owned());
         assert_eq!(used.into_iter().collect::<Vec<_>>(), [(of_ninth, 2)]);
         worker.answer(report.token, accepted());
@@ -177,7 +179,7 @@ fn applications_that_nobody_uses_any_more_leave_room_for_others_in_the_end() {
             introduce(&envoy, &worker, &customer(number), plan(before));
             backend.applications.insert(customer(number), plan(after));
         }
-        pass_time(&envoy, &[worker.clone()], seconds(600), |call| {
+        pass_time(&envoy, from_ref(&worker), seconds(600), |call| {
             Some(backend.answer(call, envoy.wall_ms()))
         });
         assert_eq!(books(&envoy, "hits").acknowledged, 8);
@@ -208,7 +210,7 @@ fn whoever_gave_way_comes_back_with_its_limit_as_it_was() {
         let mut answer_all = || {
             worker.answer_all(|call| {
                 if is_report(call) {
-                    for ((key, _), units) in usage(&reports(std::slice::from_ref(call))) {
+                    for ((key, _), units) in usage(&reports(from_ref(call))) {
                         *used.entry(key).or_default() += units;
                     }
                     return accepted();

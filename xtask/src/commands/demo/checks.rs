@@ -2,13 +2,26 @@
 //! others still run.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stdout};
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+/// Where what was seen begins, in columns, so that figures stand below each other.
+const SEEN_FROM: usize = 42;
+
+/// Prints a line. Nobody may be reading any more (`| head`), which is no reason to
+/// leave Envoy behind.
+pub fn say(line: impl Display) {
+    let _ = writeln!(stdout(), "{line}");
+}
+
 /// The results so far. Every check is printed with what was seen.
 pub struct Checks {
+    out: Box<dyn Write>,
     colours: bool,
+    start: Instant,
+    part: String,
     passed: usize,
     failed: Vec<String>,
 }
@@ -18,20 +31,24 @@ impl Checks {
     pub fn new() -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
+            out: Box::new(stdout()),
             colours: stdout().is_terminal() && !refused,
+            start: Instant::now(),
+            part: String::new(),
             passed: 0,
             failed: Vec::new(),
         }
     }
 
     /// Prints the headline of a part of the story.
-    pub fn headline(&self, text: &str) {
-        println!("\n{}", self.painted("1", text));
+    pub fn headline(&mut self, text: &str) {
+        text.clone_into(&mut self.part);
+        self.say(&format!("\n{}", self.painted("1", text)));
     }
 
     /// Prints a line that claims nothing.
-    pub fn remark(&self, text: impl Display) {
-        println!("  {} {text}", self.painted("2", "·"));
+    pub fn remark(&mut self, text: impl Display) {
+        self.say(&format!("  {} {text}", self.painted("2", "·")));
     }
 
     /// What was seen must be what was expected.
@@ -45,26 +62,25 @@ impl Checks {
     pub fn holds(&mut self, what: &str, expected: impl Display, seen: impl Display, holds: bool) {
         if holds {
             self.passed += 1;
-            println!("  {} {what}: {seen}", self.painted("32", "✓"));
+            let what = format!("{what}:");
+            let mark = self.painted("32", "✓");
+            self.say(&format!("  {mark} {what:<SEEN_FROM$} {seen}"));
         } else {
+            let what = what.trim_start();
             let failure = format!("{what}: expected {expected}, saw {seen}");
-            println!(
-                "  {} {}",
-                self.painted("31", "✗"),
-                self.painted("31", &failure)
-            );
-            self.failed.push(failure);
+            let (mark, told) = (self.painted("31", "✗"), self.painted("31", &failure));
+            self.say(&format!("  {mark} {told}"));
+            self.failed.push(format!("{}: {failure}", self.part));
         }
     }
 
     /// Prints the sum, and fails with all that failed.
-    pub fn verdict(&self) -> Result<()> {
+    pub fn verdict(&mut self) -> Result<()> {
         let total = self.passed + self.failed.len();
         if self.failed.is_empty() {
-            println!(
-                "\n{}",
-                self.painted("32", &format!("All {total} checks held."))
-            );
+            let seconds = self.start.elapsed().as_secs_f64();
+            let sum = format!("All {total} checks held, in {seconds:.1} s.");
+            self.say(&format!("\n{}", self.painted("32", &sum)));
             return Ok(());
         }
         bail!(
@@ -72,6 +88,10 @@ impl Checks {
             self.failed.len(),
             self.failed.join("\n  ")
         )
+    }
+
+    fn say(&mut self, line: &str) {
+        let _ = writeln!(self.out, "{line}");
     }
 
     /// The text in a colour or style (a code of ECMA-48, SGR).
@@ -90,7 +110,10 @@ mod tests {
 
     fn checks(colours: bool) -> Checks {
         Checks {
+            out: Box::new(std::io::sink()),
             colours,
+            start: Instant::now(),
+            part: String::new(),
             passed: 0,
             failed: Vec::new(),
         }
@@ -99,12 +122,13 @@ mod tests {
     #[test]
     fn a_failure_does_not_hide_the_next_and_both_say_what_was_seen() {
         let mut checks = checks(false);
+        checks.headline("Part");
         checks.equal("admitted", 5, 6);
         checks.equal("refused", 1, 1);
         checks.holds("in time", "1 to 3", 4, false);
         assert_eq!(
             checks.verdict().unwrap_err().to_string(),
-            "2 of 3 checks failed:\n  admitted: expected 5, saw 6\n  in time: expected 1 to 3, saw 4"
+            "2 of 3 checks failed:\n  Part: admitted: expected 5, saw 6\n  Part: in time: expected 1 to 3, saw 4"
         );
     }
 

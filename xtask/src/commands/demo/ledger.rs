@@ -6,16 +6,19 @@ use std::collections::BTreeMap;
 use super::consumers::Ask;
 use super::world::{METRIC_OF_ALL, cost};
 
+/// Usage by application and metric.
+pub type Usage = BTreeMap<(String, String), u64>;
+
 /// Requests and what they must count for.
 #[derive(Default)]
 pub struct Ledger {
-    /// Requests that were sent with or without a credential, exempt ones left out.
+    /// Requests that are not exempt.
     pub requests: u64,
     /// Of those, the ones that were let through.
     pub admitted: u64,
     /// Requests to exempt paths.
     pub exempt: u64,
-    usage: BTreeMap<(String, &'static str), u64>,
+    usage: Usage,
 }
 
 impl Ledger {
@@ -32,15 +35,14 @@ impl Ledger {
         // A method's usage counts for its parent, too.
         let parent = (metric != METRIC_OF_ALL).then_some(METRIC_OF_ALL);
         for metric in std::iter::once(metric).chain(parent) {
-            *self.usage.entry((application.clone(), metric)).or_default() += 1;
+            let of = (application.clone(), metric.to_owned());
+            *self.usage.entry(of).or_default() += 1;
         }
     }
 
-    /// What service management must hold: application, metric, value.
-    pub fn usage(&self) -> impl Iterator<Item = (&str, &'static str, u64)> {
-        self.usage
-            .iter()
-            .map(|((application, metric), value)| (application.as_str(), *metric, *value))
+    /// What service management must hold.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
     }
 }
 
@@ -57,7 +59,7 @@ mod tests {
         ledger.note(&Ask::anonymous("/v1/items"), 401);
         assert_eq!(ledger.requests, 4);
         assert_eq!(ledger.admitted, 2);
-        let usage: Vec<_> = ledger.usage().collect();
-        assert_eq!(usage, [("alice", "hits", 2), ("alice", "orders", 1)]);
+        let usage = |metric: &str| ledger.usage().get(&("alice".to_owned(), metric.to_owned()));
+        assert_eq!((usage("hits"), usage("orders")), (Some(&2), Some(&1)));
     }
 }

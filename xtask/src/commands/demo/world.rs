@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use service_management::{Call, Dataset, StandIn};
 use tollgate_harness::{Echo, Envoy, EnvoyOptions, Plugin};
 
+use super::checks::say;
 use crate::tools::envoy;
 
 const DATA: &str = include_str!("../../../../examples/service-management/demo.yaml");
@@ -105,27 +106,30 @@ impl World {
         format!(
             "
 Try it; Ctrl-C ends everything. What service management is asked shows here.
-  200  curl -i '{gateway}/v1/orders/7?user_key=alice-key'
-  200  curl -i -H 'x-api-key: dave-key' {gateway}/v1/items
-  401  curl -i {gateway}/v1/orders/7
-  403  curl -i -H 'x-api-key: anything' {gateway}/v1/orders/7     unknown key
-  403  curl -i -H 'x-api-key: carol-key' {gateway}/v1/orders/7    suspended
-  403  curl -i -H 'x-api-key: erin-key' {gateway}/v1/reports      not in the plan
-  404  curl -i -H 'x-api-key: alice-key' {gateway}/v2/orders      no mapping rule
-  429  for i in 1 2 3 4 5 6; do curl -i -H 'x-api-key: bob-key' {gateway}/v1/items; done
-  200  curl -i {gateway}/healthz                                  exempt
-  503  curl -X PUT {backend}/stand-in/faults -d '[{{\"endpoint\":\"authorize\",\"fault\":\"reset_before\"}}]'
-       curl -i -H 'x-api-key: never-seen' {gateway}/v1/items      alice goes on meanwhile
-       curl -X DELETE {backend}/stand-in/faults                   all is well again
 
-  a new customer    curl -X PUT {backend}/stand-in/applications/{SERVICE}/yves -d '{{\"plan\":\"small\",\"user_key\":\"yves-key\"}}'
-  usage as known to service management
-                    curl {backend}/stand-in/usage
-  its calls         curl {backend}/stand-in/calls
-  the filter's own figures
-                    curl '{admin}/stats?filter=tollgate'
-  every request and how it was decided
-                    tail -f {log}
+  curl -i '{gateway}/v1/orders/7?user_key=alice-key'               # 200
+  curl -i -H 'x-api-key: dave-key' {gateway}/v1/items     # 200
+  curl -i {gateway}/v1/orders/7                           # 401 no credential
+  curl -i -H 'x-api-key: anything' {gateway}/v1/orders/7  # 403 unknown key
+  curl -i -H 'x-api-key: carol-key' {gateway}/v1/orders/7 # 403 suspended
+  curl -i -H 'x-api-key: erin-key' {gateway}/v1/reports   # 403 not in the plan
+  curl -i -H 'x-api-key: alice-key' {gateway}/v2/orders   # 404 no mapping rule
+  curl -i {gateway}/healthz                               # 200 exempt
+  for i in 1 2 3 4 5 6; do curl -i -H 'x-api-key: bob-key' {gateway}/v1/items; done  # 429 after 5 a minute
+
+  # A new customer, whose first request makes a call
+  curl -X PUT {backend}/stand-in/applications/{SERVICE}/yves -d '{{\"plan\":\"small\",\"user_key\":\"yves-key\"}}'
+  curl -i -H 'x-api-key: yves-key' {gateway}/v1/items
+
+  # Service management fails: 503 for who is unknown, 200 for alice as before
+  curl -X PUT {backend}/stand-in/faults -d '[{{\"endpoint\":\"any\",\"fault\":{{\"status\":500}}}}]'
+  curl -i -H 'x-api-key: never-seen' {gateway}/v1/items
+  curl -X DELETE {backend}/stand-in/faults
+
+  curl {backend}/stand-in/usage            # usage as service management holds it
+  curl {backend}/stand-in/calls            # the calls it got
+  curl '{admin}/stats?filter=tollgate'     # the filter's own figures
+  tail -f {log}      # every request and what was decided
 "
         )
     }
@@ -166,7 +170,7 @@ pub fn show_calls(show: bool) {
 
 fn show_call(call: &Call) {
     if SHOW_CALLS.load(Ordering::Relaxed) {
-        println!("  service management: {call}");
+        say(format_args!("  service management: {call}"));
     }
 }
 
