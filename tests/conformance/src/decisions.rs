@@ -562,15 +562,20 @@ mod tests {
             (29_999, call("authrep", "k", json!({"hits": 1, "ads": 1}))),
             (30_000, call("authrep", "k", json!({"hits": 5}))),
             (30_001, call("authrep", "k", json!({"ads": 1}))),
+            // After the usage of the old year was reported in the new one.
+            (40_000, call("report", "k", json!({"hits": 1}))),
+            (40_001, call("authorize", "k", json!({"hits": 1}))),
             (90_000, call("authrep", "k", json!({"hits": 5}))),
         ]);
         assert_eq!(
             statuses(&recording),
-            [200, 200, 200, 202, 409, 409, 403, 200, 200, 409, 409]
+            [
+                200, 200, 200, 202, 409, 409, 403, 200, 200, 409, 202, 409, 409
+            ]
         );
         let replayed = replay(&recording).unwrap();
         assert_eq!(replayed.differences, []);
-        assert_eq!((replayed.requests, replayed.as_recorded), (10, 10));
+        assert_eq!((replayed.requests, replayed.as_recorded), (11, 11));
         assert!(replayed.limits >= 15, "{replayed:?}");
     }
 
