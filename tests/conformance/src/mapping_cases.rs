@@ -58,9 +58,10 @@ pub enum TableError {
     },
 }
 
-/// Checks every row of a table: tab-separated columns, named in the first line, of which
-/// [`COLUMNS`] are read. Each row is a rule by itself. Without `querystring_parameters`,
-/// which are a JSON object, a rule has no constraint on the query.
+/// Checks every row of a table of tab-separated columns, named in the first line. Read are
+/// `rule_method`, `pattern`, `querystring_parameters`, `method`, `target` and `expected`.
+/// Each row is a rule by itself. Without `querystring_parameters`, which are a JSON object,
+/// a rule has no constraint on the query.
 ///
 /// # Errors
 /// The table cannot be read.
