@@ -278,7 +278,7 @@ fn every_counter_is_in_the_description_of_operations_and_no_other() {
 fn every_detail_of_a_reply_and_every_reason_is_in_the_description_of_failure() {
     use tollgate::service_management::{Denial, Misconfiguration};
     let failure = document("docs/failure.md");
-    let replies = names("src/host/reply.rs", "let case = match self {", "};\n");
+    let replies = names("src/host/local_reply.rs", "let case = match self {", "};\n");
     let denials = Denial::ALL.iter().map(|denial| denial.as_str().to_owned());
     for detail in replies.into_iter().chain(denials) {
         let detail = format!("`tollgate_{detail}`");

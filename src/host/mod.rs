@@ -14,8 +14,8 @@ mod clock;
 // The unit tests link the SDK beside this, to compare numbers, and it exports the same names.
 #[cfg(not(test))]
 mod exports;
+mod local_reply;
 mod logger;
-mod reply;
 mod root;
 mod seed;
 mod shared_data;

@@ -83,7 +83,7 @@ mod index;
 mod metrics;
 mod pattern;
 #[cfg(all(test, not(target_family = "wasm")))]
-mod properties;
+mod property_tests;
 mod query;
 mod rules;
 mod usage;

@@ -30,10 +30,10 @@ mod xml;
 
 #[cfg(test)]
 #[cfg(not(target_family = "wasm"))]
-mod captures;
+mod capture_tests;
 #[cfg(test)]
 #[cfg(not(target_family = "wasm"))]
-mod properties;
+mod property_tests;
 
 pub use answer::{AuthorizeAnswer, ReportAnswer, authorize_answer, report_answer};
 pub use denial::{Denial, Fault};

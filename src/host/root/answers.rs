@@ -8,7 +8,7 @@ use crate::credentials::Digest;
 use crate::host::abi;
 use crate::host::calls::{self, Answered};
 use crate::host::clock;
-use crate::host::reply::Reply;
+use crate::host::local_reply::Reply;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;

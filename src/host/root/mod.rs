@@ -1,15 +1,15 @@
 //! One configuration at work in one VM.
 //!
 //! What it does stands apart by when it happens: [`requests`] as they come, [`answers`]
-//! when a call ends, [`ticks`] when time has passed. [`service`] is one service of it.
+//! when a call ends, [`ticks`] when time has passed. [`at_work`] is one service of it.
 
 mod answers;
+mod at_work;
 mod requests;
-mod service;
 mod ticks;
 
-use self::service::AtWork;
-use super::reply::Reply;
+use self::at_work::AtWork;
+use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;

@@ -5,7 +5,7 @@ use crate::authorization::{Verdict, application};
 use crate::config::{Unknown, UnmatchedHosts};
 use crate::credentials::{Digest, Found, Kind};
 use crate::host::abi::{self, Action, MapType};
-use crate::host::reply::Reply;
+use crate::host::local_reply::Reply;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::host::{calls, clock};
