@@ -190,6 +190,9 @@ impl HostTable {
 
     /// The entrant of the exact name or the longest wildcard that covers this host.
     fn named(&self, host: &[u8]) -> Option<Entrant> {
+        if self.exact.is_empty() && self.wildcards.is_empty() {
+            return None;
+        }
         // Nothing that is longer was entered, and nobody is to make us walk its labels.
         if host.len() > LONGEST {
             return None;

@@ -114,7 +114,12 @@ impl Vm {
 
     /// Decides about a request.
     pub fn on_request_headers(&mut self, stream_id: u32) -> Action {
-        let parent = self.parents.remove(&stream_id);
+        // Usually empty, and then not worth a hash.
+        let parent = if self.parents.is_empty() {
+            None
+        } else {
+            self.parents.remove(&stream_id)
+        };
         let root = match parent {
             Some(id) => self.roots.iter_mut().find(|root| root.id() == id),
             None => self.roots.last_mut(),
