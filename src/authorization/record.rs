@@ -99,8 +99,20 @@ pub struct Entry {
 pub struct Dispatched {
     /// Unix seconds to report it at.
     pub at: u64,
-    /// Metric names and deltas, each above 0.
+    /// Metric names and deltas, each above 0. A name stands here once: of two, the
+    /// backend would count the last.
     pub usage: Vec<(String, u64)>,
+}
+
+impl Dispatched {
+    /// Adds usage. A metric can have an hour's entry and a minute's at the same time,
+    /// where the wall clock went back.
+    fn add(&mut self, metric: &str, delta: u64) {
+        match self.usage.iter_mut().find(|(name, _)| name == metric) {
+            Some((_, sum)) => *sum = sum.saturating_add(delta),
+            None => self.usage.push((metric.to_owned(), delta)),
+        }
+    }
 }
 
 /// What became of a batch.
@@ -402,14 +414,14 @@ impl Record {
             if entry.pending == 0 {
                 continue;
             }
-            let delta = (self.names.text(entry.name).to_owned(), entry.pending);
+            let metric = self.names.text(entry.name);
             let full = transactions.len() >= most;
             match transactions.last_mut() {
-                Some(last) if last.at == entry.at => last.usage.push(delta),
+                Some(last) if last.at == entry.at => last.add(metric, entry.pending),
                 _ if full => break,
                 _ => transactions.push(Dispatched {
                     at: entry.at,
-                    usage: vec![delta],
+                    usage: vec![(metric.to_owned(), entry.pending)],
                 }),
             }
             self.move_sent(&entry, metrics, entry.pending, u64::saturating_add);

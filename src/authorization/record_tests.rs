@@ -325,6 +325,19 @@ fn a_long_outage_is_kept_by_the_hour_and_in_the_right_hours() {
 }
 
 #[test]
+fn a_metric_is_reported_once_in_a_transaction_also_where_the_clock_went_back() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    for (delta, moment) in [(1, at(0)), (2, at(180_000)), (4, at(0))] {
+        let cost = usage(&metrics, &[("hits", delta)]);
+        record.admit(&cost, &metrics, moment).unwrap();
+    }
+    let sent = record.dispatch(7, 9, 10, &metrics);
+    assert_eq!(sent[0].usage, [("hits".to_owned(), 5)]);
+    assert_eq!(sent[1].usage, [("hits".to_owned(), 2)]);
+}
+
+#[test]
 fn usage_older_than_the_backend_takes_is_given_up_and_counted() {
     let metrics = metrics(false);
     let mut record = record(&known(Vec::new()), &metrics);
