@@ -561,6 +561,7 @@ impl Record {
             let name = self.name(&report.metric).ok_or(Refusal::TooManyMetrics)?;
             reported.push((name, report));
         }
+        self.add_configured_parents(&mut parents, metrics);
         self.names.set_parents(&parents);
         let settled = self.is_settled(now);
         let mut limits = Vec::with_capacity(reported.len());
@@ -582,6 +583,23 @@ impl Record {
         self.alone = false;
         self.heard(now, ttl, stale_if_error);
         Ok(())
+    }
+
+    /// Adds the parents that only the service's table names: service management shows
+    /// those of limited metrics, so a way up to a limit can change between the two at every
+    /// step. The parent is then the nearest ancestor that the record knows; whatever is
+    /// between has no limit.
+    fn add_configured_parents(&self, parents: &mut Vec<(u8, u8)>, metrics: &Metrics) {
+        for child in (0_u8..).take(self.names.len()) {
+            if parents.iter().any(|(shown, _)| *shown == child) {
+                continue;
+            }
+            let parent = metrics.id(self.names.text(child)).and_then(|metric| {
+                let mut ancestors = metrics.ancestors(metric).iter();
+                ancestors.find_map(|ancestor| self.names.find(metrics.name(*ancestor)))
+            });
+            parents.extend(parent.map(|parent| (child, parent)));
+        }
     }
 
     /// Takes in that service management denies the application now. Usage and

@@ -199,6 +199,31 @@ fn a_method_counts_for_its_ancestors_whoever_names_them() {
 }
 
 #[test]
+fn ancestors_are_found_where_the_backend_and_the_configuration_name_every_other() {
+    // hits <- orders <- orders_vip <- orders_gold, and orders is not limited.
+    let metrics = Metrics::new([
+        ("hits".to_owned(), None),
+        ("orders_vip".to_owned(), Some("orders".to_owned())),
+        ("orders".to_owned(), None),
+        ("orders_gold".to_owned(), None),
+    ])
+    .unwrap();
+    let answer = Authorization {
+        hierarchy: [("hits", "orders"), ("orders_vip", "orders_gold")]
+            .map(|(parent, child)| (parent.to_owned(), child.to_owned()))
+            .to_vec(),
+        ..known(vec![
+            limit("hits", Period::Minute, 1, 0, at(0)),
+            limit("orders_vip", Period::Minute, 9, 0, at(0)),
+        ])
+    };
+    let mut record = record(&answer, &metrics);
+    let gold = usage(&metrics, &[("orders_gold", 1)]);
+    record.admit(&gold, &metrics, at(0)).unwrap();
+    assert!(record.admit(&gold, &metrics, at(0)).is_err());
+}
+
+#[test]
 fn a_parent_and_its_child_in_one_request_add_up() {
     let metrics = metrics(true);
     let mut record = record(
