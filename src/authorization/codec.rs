@@ -19,8 +19,8 @@
 //! | 88 | 4 | number of names, of limits; 2 bytes of zero |
 //! | 92 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
-//! Then, without gaps: limits (50 bytes each: name, period, start, end, maximum, own,
-//! sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
+//! Then, without gaps: limits (51 bytes each: name, period, unsure, start, end, maximum,
+//! own, sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
 //! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
 
 use super::limit::Limit;
@@ -89,7 +89,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_le_bytes());
     }
     for limit in record.limits.iter().take(usize::from(u8::MAX)) {
-        out.extend_from_slice(&[limit.name, limit.period as u8]);
+        out.extend_from_slice(&[limit.name, limit.period as u8, u8::from(limit.unsure)]);
         for word in [
             limit.window.start,
             limit.window.end,
@@ -180,6 +180,7 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
         record.limits.push(Limit {
             name: named(reader.byte()?)?,
             period: Period::from_code(reader.byte()?).ok_or(NotARecord)?,
+            unsure: reader.byte()? != 0,
             window: Window {
                 start: reader.word()?,
                 end: reader.word()?,

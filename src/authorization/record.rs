@@ -424,7 +424,9 @@ impl Record {
                     usage: vec![(metric.to_owned(), entry.pending)],
                 }),
             }
-            self.move_sent(&entry, metrics, entry.pending, u64::saturating_add);
+            self.change_limits(&entry, metrics, |limit| {
+                limit.sent = limit.sent.saturating_add(entry.pending);
+            });
             if let Some(entry) = self.usage.get_mut(index) {
                 entry.in_flight = entry.in_flight.saturating_add(entry.pending);
                 entry.pending = 0;
@@ -461,8 +463,14 @@ impl Record {
                         ledger.lost = ledger.lost.saturating_add(count);
                     }
                 }
-                Outcome::Returned => self.move_sent(&entry, metrics, count, u64::saturating_sub),
-                Outcome::Resent => {}
+                Outcome::Returned | Outcome::Resent => {}
+            }
+            if count > 0 {
+                self.change_limits(&entry, metrics, |limit| match outcome {
+                    Outcome::Acknowledged => {}
+                    Outcome::Returned => limit.sent = limit.sent.saturating_sub(count),
+                    Outcome::Resent | Outcome::Lost => limit.unsure = true,
+                });
             }
             if let Some(entry) = self.usage.get_mut(index) {
                 entry.in_flight = 0;
@@ -504,18 +512,12 @@ impl Record {
         units
     }
 
-    /// Adjusts what was sent in every window that this usage counts in.
-    fn move_sent(
-        &mut self,
-        entry: &Entry,
-        metrics: &Metrics,
-        count: u64,
-        change: fn(u64, u64) -> u64,
-    ) {
+    /// Changes every limit whose open window this usage counts in.
+    fn change_limits(&mut self, entry: &Entry, metrics: &Metrics, change: impl Fn(&mut Limit)) {
         let counts_for = self.counts_for(entry.name, metrics);
         for limit in &mut self.limits {
             if counts_for & Names::bit(limit.name) != 0 && limit.window.contains(entry.at) {
-                limit.sent = change(limit.sent, count);
+                change(limit);
             }
         }
     }
@@ -662,6 +664,7 @@ impl Record {
             own,
             sent,
             foreign,
+            unsure: false,
         }
     }
 

@@ -497,6 +497,25 @@ fn usage_of_others_is_taken_in_and_falls_only_when_reports_have_settled() {
 }
 
 #[test]
+fn a_report_that_may_not_have_arrived_lowers_nobody_elses_usage() {
+    let metrics = metrics(false);
+    for outcome in [Outcome::Resent, Outcome::Lost] {
+        let report = |current, now| known(vec![limit("hits", Period::Day, 100, current, now)]);
+        let mut record = record(&report(20, at(0)), &metrics);
+        record
+            .admit(&usage(&metrics, &[("hits", 5)]), &metrics, at(0))
+            .unwrap();
+        record.dispatch(7, 9, 10, &metrics);
+        record.settle(7, outcome, &metrics, at(1));
+        let settled = at(1 + SETTLED_MILLISECONDS + 1);
+        record
+            .refresh(&report(20, settled), &metrics, settled, TTL, STALE)
+            .unwrap();
+        assert_eq!(known_count(&record, "hits"), 25, "{outcome:?}");
+    }
+}
+
+#[test]
 fn a_returned_batch_is_ours_again_and_not_somebody_elses() {
     let metrics = metrics(false);
     let report = |current, now| known(vec![limit("hits", Period::Day, 100, current, now)]);
