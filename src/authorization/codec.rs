@@ -19,8 +19,8 @@
 //! | 88 | 4 | number of names, of limits; 2 bytes of zero |
 //! | 92 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
-//! Then, without gaps: limits (50 bytes each: name, period, start, end, maximum, own,
-//! sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
+//! Then, without gaps: limits (51 bytes each: name, period, unsure, start, end, maximum,
+//! own, sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
 //! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
 
 use super::limit::Limit;
@@ -90,7 +90,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_le_bytes());
     }
     for limit in record.limits.iter().take(usize::from(u8::MAX)) {
-        out.extend_from_slice(&[limit.name, limit.period as u8]);
+        out.extend_from_slice(&[limit.name, limit.period as u8, u8::from(limit.unsure)]);
         put_words(
             out,
             [
@@ -173,7 +173,7 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     };
     record.limits.clear();
     for _ in 0..limits {
-        let [name, period] = reader.bytes()?;
+        let [name, period, unsure] = reader.bytes()?;
         let [start, end, maximum, own, sent, foreign] = reader.words()?;
         record.limits.push(Limit {
             name: named(name)?,
@@ -183,6 +183,7 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
             own,
             sent,
             foreign,
+            unsure: unsure != 0,
         });
     }
     record.ledger.clear();

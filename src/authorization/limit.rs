@@ -12,6 +12,10 @@ use crate::service_management::UsageReport;
 /// `own` is what this gateway admitted. `sent` is the part of it that was
 /// dispatched to the backend, whatever became of it. `foreign` is a lower bound of
 /// everybody else's usage. The window never goes backwards.
+///
+/// `unsure` means that some of `sent` may never arrive at the backend: a report of it
+/// had no certain answer. No count then tells how much is everybody else's, for as long
+/// as the window is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// The metric, as an index into the record's names.
@@ -28,6 +32,8 @@ pub struct Limit {
     pub sent: u64,
     /// Everybody else's, at least.
     pub foreign: u64,
+    /// Whether some of what was sent may never arrive.
+    pub unsure: bool,
 }
 
 impl Limit {
@@ -52,6 +58,7 @@ impl Limit {
                 own: 0,
                 sent: 0,
                 foreign: 0,
+                unsure: false,
                 ..*self
             };
         }
@@ -59,14 +66,14 @@ impl Limit {
 
     /// The limit as the backend reports it now. Of the backend's count at most
     /// `sent` is ours, so the rest is at least everybody else's; once everything
-    /// that was sent is in the count (`settled`), it is exactly that, and may fall.
-    /// A report of an older window says nothing about this one.
+    /// that was sent is in the count (`settled`, and not `unsure`), it is exactly that, and
+    /// may fall. A report of an older window says nothing about this one.
     #[must_use]
     pub fn merged(&self, report: &UsageReport, settled: bool) -> Self {
         let others = report.current.saturating_sub(self.sent);
         let foreign = if report.window != self.window {
             self.foreign
-        } else if settled {
+        } else if settled && !self.unsure {
             others
         } else {
             self.foreign.max(others)

@@ -101,8 +101,20 @@ pub struct Entry {
 pub struct Dispatched {
     /// Unix seconds to report it at.
     pub at: u64,
-    /// Metric names and deltas, each above 0.
+    /// Metric names and deltas, each above 0. A name stands here once: of two, the
+    /// backend would count the last.
     pub usage: Vec<(String, u64)>,
+}
+
+impl Dispatched {
+    /// Adds usage. A metric can have an hour's entry and a minute's at the same time,
+    /// where the wall clock went back.
+    fn add(&mut self, metric: &str, delta: u64) {
+        match self.usage.iter_mut().find(|(name, _)| name == metric) {
+            Some((_, sum)) => *sum = sum.saturating_add(delta),
+            None => self.usage.push((metric.to_owned(), delta)),
+        }
+    }
 }
 
 /// What became of a batch.
@@ -404,24 +416,19 @@ impl Record {
             if entry.pending == 0 {
                 continue;
             }
-            let delta = (self.names.text(entry.name).to_owned(), entry.pending);
+            let metric = self.names.text(entry.name);
             let full = transactions.len() >= most;
             match transactions.last_mut() {
-                // An hour and a minute of the same name, after the clock was set back:
-                // service management takes one value for a metric.
-                Some(last) if last.at == entry.at => {
-                    match last.usage.iter_mut().find(|(name, _)| *name == delta.0) {
-                        Some((_, units)) => *units = units.saturating_add(delta.1),
-                        None => last.usage.push(delta),
-                    }
-                }
+                Some(last) if last.at == entry.at => last.add(metric, entry.pending),
                 _ if full => break,
                 _ => transactions.push(Dispatched {
                     at: entry.at,
-                    usage: vec![delta],
+                    usage: vec![(metric.to_owned(), entry.pending)],
                 }),
             }
-            self.move_sent(&entry, metrics, entry.pending, u64::saturating_add);
+            self.change_limits(&entry, metrics, |limit| {
+                limit.sent = limit.sent.saturating_add(entry.pending);
+            });
             if let Some(entry) = self.usage.get_mut(index) {
                 entry.in_flight = entry.in_flight.saturating_add(entry.pending);
                 entry.pending = 0;
@@ -458,8 +465,14 @@ impl Record {
                         ledger.lost = ledger.lost.saturating_add(count);
                     }
                 }
-                Outcome::Returned => self.move_sent(&entry, metrics, count, u64::saturating_sub),
-                Outcome::Resent => {}
+                Outcome::Returned | Outcome::Resent => {}
+            }
+            if count > 0 {
+                self.change_limits(&entry, metrics, |limit| match outcome {
+                    Outcome::Acknowledged => {}
+                    Outcome::Returned => limit.sent = limit.sent.saturating_sub(count),
+                    Outcome::Resent | Outcome::Lost => limit.unsure = true,
+                });
             }
             if let Some(entry) = self.usage.get_mut(index) {
                 entry.in_flight = 0;
@@ -501,18 +514,12 @@ impl Record {
         units
     }
 
-    /// Adjusts what was sent in every window that this usage counts in.
-    fn move_sent(
-        &mut self,
-        entry: &Entry,
-        metrics: &Metrics,
-        count: u64,
-        change: fn(u64, u64) -> u64,
-    ) {
+    /// Changes every limit whose open window this usage counts in.
+    fn change_limits(&mut self, entry: &Entry, metrics: &Metrics, change: impl Fn(&mut Limit)) {
         let counts_for = self.counts_for(entry.name, metrics);
         for limit in &mut self.limits {
             if counts_for & Names::bit(limit.name) != 0 && limit.window.contains(entry.at) {
-                limit.sent = change(limit.sent, count);
+                change(limit);
             }
         }
     }
@@ -561,6 +568,7 @@ impl Record {
             let name = self.name(&report.metric).ok_or(Refusal::TooManyMetrics)?;
             reported.push((name, report));
         }
+        self.add_configured_parents(&mut parents, metrics);
         self.names.set_parents(&parents);
         let settled = self.is_settled(now);
         let mut limits = Vec::with_capacity(reported.len());
@@ -582,6 +590,23 @@ impl Record {
         self.alone = false;
         self.heard(now, ttl, stale_if_error);
         Ok(())
+    }
+
+    /// Adds the parents that only the service's table names: service management shows
+    /// those of limited metrics, so a way up to a limit can change between the two at every
+    /// step. The parent is then the nearest ancestor that the record knows; whatever is
+    /// between has no limit.
+    fn add_configured_parents(&self, parents: &mut Vec<(u8, u8)>, metrics: &Metrics) {
+        for child in (0_u8..).take(self.names.len()) {
+            if parents.iter().any(|(shown, _)| *shown == child) {
+                continue;
+            }
+            let parent = metrics.id(self.names.text(child)).and_then(|metric| {
+                let mut ancestors = metrics.ancestors(metric).iter();
+                ancestors.find_map(|ancestor| self.names.find(metrics.name(*ancestor)))
+            });
+            parents.extend(parent.map(|parent| (child, parent)));
+        }
     }
 
     /// Takes in that service management denies the application now. Usage and
@@ -644,6 +669,7 @@ impl Record {
             own,
             sent,
             foreign,
+            unsure: false,
         }
     }
 

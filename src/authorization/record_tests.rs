@@ -199,6 +199,31 @@ fn a_method_counts_for_its_ancestors_whoever_names_them() {
 }
 
 #[test]
+fn ancestors_are_found_where_the_backend_and_the_configuration_name_every_other() {
+    // hits <- orders <- orders_vip <- orders_gold, and orders is not limited.
+    let metrics = Metrics::new([
+        ("hits".to_owned(), None),
+        ("orders_vip".to_owned(), Some("orders".to_owned())),
+        ("orders".to_owned(), None),
+        ("orders_gold".to_owned(), None),
+    ])
+    .unwrap();
+    let answer = Authorization {
+        hierarchy: [("hits", "orders"), ("orders_vip", "orders_gold")]
+            .map(|(parent, child)| (parent.to_owned(), child.to_owned()))
+            .to_vec(),
+        ..known(vec![
+            limit("hits", Period::Minute, 1, 0, at(0)),
+            limit("orders_vip", Period::Minute, 9, 0, at(0)),
+        ])
+    };
+    let mut record = record(&answer, &metrics);
+    let gold = usage(&metrics, &[("orders_gold", 1)]);
+    record.admit(&gold, &metrics, at(0)).unwrap();
+    assert!(record.admit(&gold, &metrics, at(0)).is_err());
+}
+
+#[test]
 fn a_parent_and_its_child_in_one_request_add_up() {
     let metrics = metrics(true);
     let mut record = record(
@@ -322,6 +347,19 @@ fn a_long_outage_is_kept_by_the_hour_and_in_the_right_hours() {
         by_hour.values().copied().collect::<Vec<_>>(),
         [13, 60, 60, 60, 60, 47]
     );
+}
+
+#[test]
+fn a_metric_is_reported_once_in_a_transaction_also_where_the_clock_went_back() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    for (delta, moment) in [(1, at(0)), (2, at(180_000)), (4, at(0))] {
+        let cost = usage(&metrics, &[("hits", delta)]);
+        record.admit(&cost, &metrics, moment).unwrap();
+    }
+    let sent = record.dispatch(7, 9, 10, &metrics);
+    assert_eq!(sent[0].usage, [("hits".to_owned(), 5)]);
+    assert_eq!(sent[1].usage, [("hits".to_owned(), 2)]);
 }
 
 #[test]
@@ -456,6 +494,25 @@ fn usage_of_others_is_taken_in_and_falls_only_when_reports_have_settled() {
         .refresh(&report(22, settled), &metrics, settled, TTL, STALE)
         .unwrap();
     assert_eq!(known_count(&record, "hits"), 22, "others used 17");
+}
+
+#[test]
+fn a_report_that_may_not_have_arrived_lowers_nobody_elses_usage() {
+    let metrics = metrics(false);
+    for outcome in [Outcome::Resent, Outcome::Lost] {
+        let report = |current, now| known(vec![limit("hits", Period::Day, 100, current, now)]);
+        let mut record = record(&report(20, at(0)), &metrics);
+        record
+            .admit(&usage(&metrics, &[("hits", 5)]), &metrics, at(0))
+            .unwrap();
+        record.dispatch(7, 9, 10, &metrics);
+        record.settle(7, outcome, &metrics, at(1));
+        let settled = at(1 + SETTLED_MILLISECONDS + 1);
+        record
+            .refresh(&report(20, settled), &metrics, settled, TTL, STALE)
+            .unwrap();
+        assert_eq!(known_count(&record, "hits"), 25, "{outcome:?}");
+    }
 }
 
 #[test]
