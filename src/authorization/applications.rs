@@ -189,10 +189,13 @@ impl Applications {
         if take_in(&mut new).is_err() {
             return Ok(Learned::TooManyMetrics);
         }
+        let mut fits = true;
         let learned = self.put(data, new, now, |record| {
-            // More names than fit: the old limits stay until a record of its own is made.
-            let _ = take_in(record);
+            fits = take_in(record).is_ok();
         })?;
+        if !fits {
+            return Ok(Learned::TooManyMetrics);
+        }
         self.strangers.forget(data, application.digest, now);
         Ok(learned)
     }

@@ -67,7 +67,9 @@ impl Limit {
     /// The limit as the backend reports it now. Of the backend's count at most
     /// `sent` is ours, so the rest is at least everybody else's; once everything
     /// that was sent is in the count (`settled`, and not `unsure`), it is exactly that, and
-    /// may fall. A report of an older window says nothing about this one.
+    /// may fall. A report of another window says nothing about this one: neither of an older
+    /// one, nor of the next one from a backend whose clock is ahead, which is not opened
+    /// before its time here or usage of this one would count in neither.
     #[must_use]
     pub fn merged(&self, report: &UsageReport, settled: bool) -> Self {
         let others = report.current.saturating_sub(self.sent);

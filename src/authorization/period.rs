@@ -39,7 +39,7 @@ pub struct Window {
 impl Window {
     /// Whether this moment (Unix seconds) is in the window.
     #[must_use]
-    pub fn contains(&self, seconds: u64) -> bool {
+    pub const fn contains(&self, seconds: u64) -> bool {
         self.start <= seconds && seconds < self.end
     }
 }

@@ -542,9 +542,12 @@ impl Record {
     /// Counts of windows go on: what this gateway has admitted stays counted, and
     /// everybody else's usage is what the backend's count exceeds ours by.
     ///
+    /// Names that are settled and that the answer does not need are forgotten when there
+    /// is no room for those that it does.
+    ///
     /// # Errors
     /// `TooManyMetrics` if the answer has more metrics or limits than a record holds; the
-    /// record is then as it was but for names.
+    /// record is then as it was.
     pub fn refresh(
         &mut self,
         authorization: &Authorization,
@@ -553,12 +556,45 @@ impl Record {
         ttl: u64,
         stale_if_error: u64,
     ) -> Result<(), Refusal> {
+        let mut next = self.clone();
+        if next.take_in(authorization, metrics, now, false).is_err() {
+            next = self.clone();
+            next.forget_settled_names(authorization);
+            next.take_in(authorization, metrics, now, true)?;
+        }
+        next.denial = None;
+        next.alone = false;
+        next.heard(now, ttl, stale_if_error);
+        *self = next;
+        Ok(())
+    }
+
+    /// Takes in limits and hierarchy. `only_needed` leaves out of the hierarchy what
+    /// neither has a limit nor can be used by this configuration.
+    fn take_in(
+        &mut self,
+        authorization: &Authorization,
+        metrics: &Metrics,
+        now: Moment,
+        only_needed: bool,
+    ) -> Result<(), Refusal> {
         if authorization.limits.len() > MOST_LIMITS {
             return Err(Refusal::TooManyMetrics);
         }
         self.roll_windows(now);
+        let needed = |child: &str, names: &Names| {
+            metrics.id(child).is_some()
+                || names.find(child).is_some()
+                || authorization
+                    .limits
+                    .iter()
+                    .any(|limit| limit.metric == child)
+        };
         let mut parents = Vec::with_capacity(authorization.hierarchy.len());
         for (parent, child) in &authorization.hierarchy {
+            if only_needed && !needed(child, &self.names) {
+                continue;
+            }
             let parent = self.name(parent).ok_or(Refusal::TooManyMetrics)?;
             let child = self.name(child).ok_or(Refusal::TooManyMetrics)?;
             parents.push((child, parent));
@@ -578,18 +614,42 @@ impl Record {
                 .iter()
                 .find(|limit| limit.name == name && limit.period == report.period);
             let limit = match known {
-                Some(limit) if limit.window.end > report.window.start => {
-                    limit.merged(report, settled)
-                }
-                _ => self.new_limit(name, report, metrics, now),
+                Some(limit) => limit.merged(report, settled),
+                None => self.new_limit(name, report, metrics, now),
             };
             limits.push(limit);
         }
         self.limits = limits;
-        self.denial = None;
-        self.alone = false;
-        self.heard(now, ttl, stale_if_error);
         Ok(())
+    }
+
+    /// Makes room for names: of the old ones only those stay that have unacknowledged
+    /// usage, or a limit that the answer has too.
+    fn forget_settled_names(&mut self, authorization: &Authorization) {
+        let old = std::mem::take(&mut self.names);
+        let ledger = std::mem::take(&mut self.ledger);
+        let usage = std::mem::take(&mut self.usage);
+        let limits = std::mem::take(&mut self.limits);
+        for entry in usage {
+            if let Some(name) = self.name(old.text(entry.name)) {
+                self.usage.push(Entry { name, ..entry });
+            }
+        }
+        for limit in limits {
+            let text = old.text(limit.name);
+            if authorization.limits.iter().any(|new| new.metric == text)
+                && let Some(name) = self.name(text)
+            {
+                self.limits.push(Limit { name, ..limit });
+            }
+        }
+        for (name, totals) in (0_u8..).zip(ledger) {
+            if let Some(name) = self.names.find(old.text(name))
+                && let Some(kept) = self.ledger_of(name)
+            {
+                *kept = totals;
+            }
+        }
     }
 
     /// Adds the parents that only the service's table names: service management shows

@@ -550,19 +550,58 @@ fn a_report_of_an_ended_window_says_nothing_of_the_open_one() {
 }
 
 #[test]
-fn a_backend_whose_clock_is_ahead_opens_the_next_window() {
+fn a_backend_whose_clock_is_ahead_gives_no_window_twice() {
     let metrics = metrics(false);
     let mut record = record(
-        &known(vec![limit("hits", Period::Minute, 10, 9, at(0))]),
+        &known(vec![limit("hits", Period::Minute, 10, 0, at(0))]),
         &metrics,
     );
-    let ahead = known(vec![limit("hits", Period::Minute, 10, 2, at(60_000))]);
+    let ten = usage(&metrics, &[("hits", 10)]);
+    record.admit(&ten, &metrics, at(50_000)).unwrap();
+    let ahead = known(vec![limit("hits", Period::Minute, 10, 0, at(60_000))]);
     record
-        .refresh(&ahead, &metrics, at(59_000), TTL, STALE)
+        .refresh(&ahead, &metrics, at(58_500), TTL, STALE)
         .unwrap();
-    assert_eq!(known_count(&record, "hits"), 2);
-    let (_, limit) = record.limits().next().unwrap();
-    assert_eq!(limit.window.start, START + 60);
+    assert!(record.admit(&ten, &metrics, at(59_000)).is_err());
+    record.admit(&ten, &metrics, at(60_000)).unwrap();
+}
+
+#[test]
+fn names_of_former_plans_make_room_for_those_of_the_present_one() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(0)).unwrap();
+    for plan in 0..200_u64 {
+        let new = limit(&format!("m{plan}"), Period::Day, 5, 0, at(plan));
+        record
+            .refresh(&known(vec![new]), &metrics, at(plan), TTL, STALE)
+            .unwrap();
+        assert_eq!(record.limits().count(), 1);
+    }
+    assert_eq!(of(&record, "hits").1, 1, "what is pending keeps its name");
+    assert_conserved(&record);
+    record
+        .admit(&usage(&metrics, &[("ads", 1)]), &metrics, at(300))
+        .unwrap();
+}
+
+#[test]
+fn of_a_hierarchy_that_does_not_fit_only_what_can_be_used_is_kept() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    let mut answer = known(vec![limit("hits", Period::Day, 1, 0, at(0))]);
+    answer.hierarchy = (0..100)
+        .map(|child| format!("child{child}"))
+        .chain(["orders".to_owned()])
+        .map(|child| ("hits".to_owned(), child))
+        .collect();
+    record
+        .refresh(&answer, &metrics, at(0), TTL, STALE)
+        .unwrap();
+    let order = usage(&metrics, &[("orders", 1)]);
+    record.admit(&order, &metrics, at(0)).unwrap();
+    assert!(record.admit(&order, &metrics, at(0)).is_err());
 }
 
 #[test]

@@ -897,7 +897,7 @@ fn a_hierarchy_that_is_none_is_refused() {
     );
     assert_eq!(
         error(&with("/services/0/metrics", json!({ "a b": {} }))),
-        "services[0].metrics[\"a b\"]: metric \"a b\": a system name has only visible ASCII characters, and no spaces"
+        "services[0].metrics[\"a b\"]: metric \"a b\": a system name has only visible ASCII characters, no spaces and no square brackets"
     );
     let many: serde_json::Map<_, _> = (0..65).map(|n| (format!("m{n:02}"), json!(1))).collect();
     assert_eq!(

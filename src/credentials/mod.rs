@@ -159,6 +159,12 @@ impl<'a> Credential<'a> {
             Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).ok()?),
         };
         let usable = !value.chars().any(char::is_control);
+        let value = match kind {
+            // 3scale looks a user_key up with every white space as a plus. Told apart here,
+            // one application would have a record, and limits, for each way to write its key.
+            Kind::UserKey if value.contains(' ') => Cow::Owned(value.replace(' ', "+")),
+            Kind::UserKey => value,
+        };
         usable.then_some(Self { kind, value })
     }
 
@@ -244,10 +250,18 @@ mod tests {
 
     #[test]
     fn a_query_value_is_decoded_exactly_once() {
-        assert_eq!(in_query(b"/?user_key=a%62c+d%2Be"), "abc d+e");
+        assert_eq!(in_query(b"/?user_key=a%62c%2Be"), "abc+e");
         assert_eq!(in_query(b"/?user_key=%2561"), "%61");
         assert_eq!(in_query(b"/?user_key=100%"), "100%");
         assert_eq!(in_query(b"/?user_key=%c3%a4%zz"), "\u{e4}%zz");
+    }
+
+    #[test]
+    fn a_space_in_a_user_key_is_the_plus_that_3scale_takes_it_for() {
+        for written in ["a+b", "a%2Bb", "a%20b"] {
+            let target = format!("/?user_key={written}");
+            assert_eq!(in_query(target.as_bytes()), "a+b", "{written}");
+        }
     }
 
     #[test]

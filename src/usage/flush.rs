@@ -13,7 +13,7 @@ use crate::credentials::{Digest, Kind};
 use crate::mapping::Metrics;
 use crate::moment::Moment;
 use crate::service_management::{
-    MAX_REPORT_PARAMETERS, ReportAnswer, ReportBody, ServiceAccess, Transaction,
+    MAX_REPORT_PARAMETERS, NotPushed, ReportAnswer, ReportBody, ServiceAccess, Transaction,
 };
 use crate::shared_data::SharedData;
 use std::collections::{HashMap, VecDeque};
@@ -209,7 +209,10 @@ impl Flusher {
                         transactions,
                         alone,
                     } => {
-                        push(&mut body, kind, &identity, &transactions);
+                        if push(&mut body, kind, &identity, &transactions).is_err() {
+                            self.give_up(data, applications, (slot, digest), &round, &mut settled);
+                            continue;
+                        }
                         members.push((slot, digest));
                         if alone {
                             break;
@@ -319,6 +322,26 @@ impl Flusher {
         }
     }
 
+    /// Gives up usage that no report can carry. Names and deltas are checked before they
+    /// get into a record, so only a corrupt one comes here.
+    fn give_up(
+        &self,
+        data: &impl SharedData,
+        applications: &mut Applications,
+        (slot, digest): (Slot, Digest),
+        round: &Round<'_>,
+        settled: &mut Settled,
+    ) {
+        let Terms { metrics, now, .. } = *round.terms;
+        let units = applications.table().change_slot(data, slot, |record| {
+            (record.digest == digest)
+                .then(|| Change::Write(record.settle(round.batch, Outcome::Lost, metrics, now)))
+        });
+        if let Ok(Some(units)) = units {
+            settled.count(Outcome::Lost, units);
+        }
+    }
+
     /// Takes in what became of a report. Returns the units by their end.
     pub fn answered(
         &mut self,
@@ -422,20 +445,28 @@ fn parameters(transactions: &[Dispatched]) -> usize {
 }
 
 /// Puts an application's usage into a report.
-pub fn push(body: &mut ReportBody, kind: Kind, identity: &[u8], transactions: &[Dispatched]) {
+///
+/// # Errors
+/// A transaction cannot be written. Those before it are in the report.
+pub fn push(
+    body: &mut ReportBody,
+    kind: Kind,
+    identity: &[u8],
+    transactions: &[Dispatched],
+) -> Result<(), NotPushed> {
     for transaction in transactions {
         let usage: Vec<_> = transaction
             .usage
             .iter()
             .map(|(metric, delta)| (metric.as_str(), *delta))
             .collect();
-        // Room was made before; names and deltas come from checked configuration.
-        let _ = body.try_push(&Transaction {
+        body.try_push(&Transaction {
             application: application(kind, identity),
             at: transaction.at,
             usage: &usage,
-        });
+        })?;
     }
+    Ok(())
 }
 
 /// Whether the record in a slot has anything for the flush to do that no mark says.

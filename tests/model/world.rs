@@ -92,6 +92,8 @@ struct Application {
     /// The most that it can know of others, by what it heard and sent.
     known: BTreeMap<(Metric, tollgate::authorization::Period, u64), i128>,
     // What this gateway did.
+    /// Whether it has a record.
+    recorded: bool,
     /// The latest second that the record has seen: windows never go backwards.
     latest: u64,
     /// Admitted, in the windows that were open.
@@ -535,12 +537,22 @@ impl<'a> World<'a> {
         let now = self.now().seconds();
         let of = &mut self.applications[application];
         of.denied = false;
-        // A backend that is ahead opens the next window.
-        of.latest = of.latest.max(now).max(said.second);
+        of.latest = of.latest.max(now);
+        // A backend that is ahead says which window a new record begins in; in one that
+        // is there it opens no window before its time.
+        if !of.recorded {
+            of.latest = of.latest.max(said.second);
+        }
+        of.recorded = true;
         for LimitOf { metric, period, .. } in &said.plan {
             let count = said.counters.of(*metric, *period, said.second);
             let others = count - of.sent.of(*metric, *period, said.second);
-            let window = (*metric, *period, model::start(*period, said.second));
+            let start = model::start(*period, said.second);
+            if start != model::start(*period, of.latest) {
+                // It speaks of another window than the open one, and is not believed.
+                continue;
+            }
+            let window = (*metric, *period, start);
             let known = of.known.entry(window).or_default();
             *known = others.max(*known);
         }
@@ -614,7 +626,7 @@ impl<'a> World<'a> {
             now,
         };
         let vm = &mut self.vms[vm];
-        let (reports, settled) = self.flusher.tick(&self.data, vm, &SERVICE, &terms);
+        let (reports, settled) = self.flusher.next(&self.data, vm, &SERVICE, &terms);
         self.settled.add(settled);
         for report in reports {
             let transactions = self.read(&report.body);

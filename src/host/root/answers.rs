@@ -86,7 +86,7 @@ impl Root {
                     &identity,
                     authorization,
                     &at_work.service.metrics,
-                    fetch.asked,
+                    now,
                     &lifetimes,
                 )
                 .map_err(|_| Reply::Contended),
@@ -196,13 +196,15 @@ impl Root {
             return;
         }
         let mut body = ReportBody::new(&access(&at_work.service));
-        push(&mut body, record.kind, &record.identity, &transactions);
-        let sent = calls::report(
-            &self.configuration.service_management,
-            self.configuration.reporting.timeout,
-            &body.into_bytes(),
-        );
+        let written = push(&mut body, record.kind, &record.identity, &transactions);
         at_work.stats.count(Counter::ReportCalls);
+        let sent = written.ok().and_then(|()| {
+            calls::report(
+                &self.configuration.service_management,
+                self.configuration.reporting.timeout,
+                &body.into_bytes(),
+            )
+        });
         match sent {
             Some(token) => {
                 self.calls.insert(

@@ -33,8 +33,6 @@ struct Fetch {
     service: usize,
     kind: Kind,
     value: Vec<u8>,
-    /// An answer speaks of the moment it was asked for, not of when it came.
-    asked: Moment,
     waiting: Vec<Waiting>,
 }
 
@@ -46,6 +44,7 @@ enum Call {
         slot: Slot,
         digest: Digest,
         kind: Kind,
+        /// The answer speaks of this moment, not of when it comes.
         asked: Moment,
     },
     Report {

@@ -89,7 +89,6 @@ impl Root {
                     service: index,
                     kind: identity.kind,
                     value: identity.value.to_vec(),
-                    asked: now,
                     waiting: Vec::new(),
                 };
                 let digest = identity.digest;

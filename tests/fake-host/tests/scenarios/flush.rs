@@ -85,7 +85,7 @@ fn a_report_says_exactly_what_was_admitted_and_of_whom() {
     let of = |key: &str, metric: &str| used.get(&(key.to_owned(), metric.to_owned())).copied();
     assert_eq!(of("alice", "hits"), Some(4));
     assert_eq!(of("alice", "uploads"), Some(15));
-    assert_eq!(of("b b%26[", "hits"), Some(1));
+    assert_eq!(of("b+b%26[", "hits"), Some(1));
     assert_eq!(used.len(), 3);
 
     balanced(&envoy, || worker.answer(token, accepted()));
