@@ -239,7 +239,8 @@ impl Gateway {
                             Ok(()) => {
                                 let sent = record.dispatch(1, 0, usize::MAX, metrics);
                                 let mut body = ReportBody::new(&service.access());
-                                push(&mut body, record.kind, &record.identity, &sent);
+                                push(&mut body, record.kind, &record.identity, &sent)
+                                    .expect("the recordings' metrics can be reported");
                                 self.uncached =
                                     (body.transactions() > 0).then(|| body.into_bytes());
                                 Verdict::Admitted { stale: false }
