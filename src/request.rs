@@ -4,10 +4,13 @@
 //! knowing where they came from. Nothing in a request is assumed to be UTF-8:
 //! Envoy hands on header values with any byte.
 
+use std::fmt;
+
 /// The headers of one request, in order, with lower-case names (Envoy lowers them).
 ///
-/// Borrowed from one buffer: the header map is fetched once per request.
-#[derive(Clone, Copy, Debug)]
+/// Borrowed from one buffer: the header map is fetched once per request. `Debug` shows
+/// how many there are, for any of them may hold a credential.
+#[derive(Clone, Copy)]
 pub struct Headers<'a> {
     /// Name and value pairs, as bytes.
     pub pairs: &'a [(&'a [u8], &'a [u8])],
@@ -32,8 +35,18 @@ impl<'a> Headers<'a> {
     }
 }
 
-/// What a decision about a request needs of it.
-#[derive(Clone, Copy, Debug)]
+impl fmt::Debug for Headers<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Headers")
+            .field("count", &self.pairs.len())
+            .finish()
+    }
+}
+
+/// What a decision about a request needs of it. `Debug` shows neither the authority nor
+/// the target: both can hold credentials.
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// `:method`, as sent.
     pub method: &'a [u8],
@@ -63,5 +76,17 @@ impl<'a> Request<'a> {
             .position(|byte| *byte == b'?')
             .and_then(|mark| self.target.get(mark.saturating_add(1)..))
             .unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Request")
+            .field("method", &self.method.escape_ascii().to_string())
+            .field("authority_bytes", &self.authority.len())
+            .field("target_bytes", &self.target.len())
+            .field("headers", &self.headers)
+            .finish()
     }
 }

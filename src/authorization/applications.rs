@@ -25,8 +25,8 @@ pub struct Lifetimes {
     pub stale_if_error: u64,
 }
 
-/// One application of one service, as it is known by.
-#[derive(Clone, Copy, Debug)]
+/// One application of one service, as it is known by. `Debug` does not show the credential.
+#[derive(Clone, Copy)]
 pub struct Identity<'a> {
     /// Where its record is looked for.
     pub digest: Digest,

@@ -8,6 +8,7 @@
 
 mod applications;
 mod codec;
+mod debug;
 mod limit;
 mod marks;
 mod names;

@@ -131,7 +131,7 @@ pub enum Outcome {
 }
 
 /// See the module's description.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Record {
     /// Whether it may be used.
     pub state: State,

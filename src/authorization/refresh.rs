@@ -19,8 +19,9 @@ const MOST_IN_FLIGHT: usize = 16;
 const FIRST_PAUSE: u64 = 1_000;
 const LONGEST_PAUSE: u64 = 30_000;
 
-/// An application to ask about, by the slot its record stands in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An application to ask about, by the slot its record stands in. `Debug` does not show
+/// the credential.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Question {
     /// Where the answer goes.
     pub slot: Slot,

@@ -111,12 +111,8 @@ fn name(text: &str) -> Result<Box<str>, HostError> {
         });
     }
     let text = text.strip_suffix('.').unwrap_or(text);
-    let label = |label: &str| {
-        (1..=LONGEST_LABEL).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
+    let label =
+        |label: &str| (1..=LONGEST_LABEL).contains(&label.len()) && label.bytes().all(in_label);
     if text.len() > LONGEST || !text.split('.').all(label) {
         return Err(HostError::Name);
     }
@@ -181,65 +177,114 @@ impl HostTable {
         }
     }
 
-    /// The index of the service that covers the host in this authority.
-    pub(super) fn service_for(&self, authority: &[u8]) -> Option<usize> {
-        self.named(host(authority))
-            .or(self.any)
-            .map(|entrant| entrant.service)
+    /// The index of the service that covers the host in this authority, if any does.
+    ///
+    /// # Errors
+    ///
+    /// If the authority names no host: then not even `*` covers it.
+    pub(super) fn service_for(&self, authority: &[u8]) -> Result<Option<usize>, NotAHost> {
+        let entrant = self.named(&host(authority)?).or(self.any);
+        Ok(entrant.map(|entrant| entrant.service))
     }
 
     /// The entrant of the exact name or the longest wildcard that covers this host.
     fn named(&self, host: &[u8]) -> Option<Entrant> {
-        if self.exact.is_empty() && self.wildcards.is_empty() {
-            return None;
-        }
-        // Nothing that is longer was entered, and nobody is to make us walk its labels.
-        if host.len() > LONGEST {
-            return None;
-        }
-        let host = if host.iter().any(u8::is_ascii_uppercase) {
-            Cow::Owned(host.to_ascii_lowercase())
-        } else {
-            Cow::Borrowed(host)
-        };
-        if let Some(entrant) = self.exact.get(host.as_ref()) {
+        if let Some(entrant) = self.exact.get(host) {
             return Some(*entrant);
         }
         if self.wildcards.is_empty() {
             return None;
         }
-        // From the left, so that the longest domain comes first; a dot in front of
-        // everything ends no label.
+        // From the left, so that the longest domain comes first.
         host.iter()
             .enumerate()
-            .skip(1)
             .filter(|(_, byte)| **byte == b'.')
             .filter_map(|(dot, _)| host.get(dot.saturating_add(1)..))
             .find_map(|domain| self.wildcards.get(domain).copied())
     }
 }
 
-/// The host of an authority: without the port, whatever it looks like, and without
-/// dots at the end. An IPv6 address keeps its brackets.
+/// The authority of a request is not `host` or `host:port`.
 ///
-/// Cut at the first colon rather than at a well-formed port, so that no odd port
-/// makes a request belong to no service.
-fn host(authority: &[u8]) -> &[u8] {
-    let end = if authority.first() == Some(&b'[') {
-        authority
-            .iter()
-            .position(|byte| *byte == b']')
-            .map(|bracket| bracket.saturating_add(1))
-    } else {
-        authority.iter().position(|byte| *byte == b':')
-    };
-    let mut host = end
-        .and_then(|end| authority.get(..end))
-        .unwrap_or(authority);
-    while let Some(shorter) = host.strip_suffix(b".") {
-        host = shorter;
+/// Such a request belongs to nobody and must be refused, also where a service has `*` or
+/// unmatched hosts may pass. Envoy matches a wildcard domain against the whole authority:
+/// it takes `x:y.example.com` for a host of `*.example.com`, and cutting at that colon
+/// would charge the request to the service of another route, or to none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the authority is not a host, alone or with a port")]
+pub struct NotAHost;
+
+/// The host of an authority, in lower case: without the port, whose digits may be
+/// missing after the colon, and without a dot at the end. An IPv6 address keeps its brackets.
+///
+/// Only a host in upper case is copied.
+fn host(authority: &[u8]) -> Result<Cow<'_, [u8]>, NotAHost> {
+    if authority.first() == Some(&b'[') {
+        return address(authority);
     }
-    host
+    let mut upper = false;
+    let mut after_dot = true;
+    let mut end = authority.len();
+    for (index, byte) in authority.iter().enumerate() {
+        match byte {
+            b':' => {
+                end = index;
+                break;
+            }
+            b'.' if after_dot => return Err(NotAHost),
+            byte if *byte != b'.' && !in_label(*byte) => return Err(NotAHost),
+            _ => {}
+        }
+        if index > LONGEST {
+            return Err(NotAHost);
+        }
+        after_dot = *byte == b'.';
+        upper |= byte.is_ascii_uppercase();
+    }
+    let (host, port) = authority.split_at_checked(end).ok_or(NotAHost)?;
+    let host = host.strip_suffix(b".").unwrap_or(host);
+    if host.is_empty() || host.len() > LONGEST || !is_port(port) {
+        return Err(NotAHost);
+    }
+    Ok(lowered(host, upper))
+}
+
+/// The host of an authority that begins with a bracket.
+fn address(authority: &[u8]) -> Result<Cow<'_, [u8]>, NotAHost> {
+    let bracket = authority.iter().position(|byte| *byte == b']');
+    let end = bracket.ok_or(NotAHost)?.saturating_add(1);
+    let (host, port) = authority.split_at_checked(end).ok_or(NotAHost)?;
+    let inside = host
+        .strip_prefix(b"[")
+        .and_then(|host| host.strip_suffix(b"]"));
+    let text = inside.and_then(|inside| std::str::from_utf8(inside).ok());
+    text.and_then(|text| text.parse::<Ipv6Addr>().ok())
+        .filter(|_| is_port(port))
+        .ok_or(NotAHost)?;
+    Ok(lowered(host, host.iter().any(u8::is_ascii_uppercase)))
+}
+
+/// Whether this may follow a host: nothing, or a colon and digits. Some clients send the
+/// colon alone (RFC 3986, 3.2.3).
+fn is_port(rest: &[u8]) -> bool {
+    match rest.split_first() {
+        Some((colon, digits)) => *colon == b':' && digits.iter().all(u8::is_ascii_digit),
+        None => true,
+    }
+}
+
+fn lowered(host: &[u8], upper: bool) -> Cow<'_, [u8]> {
+    if upper {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
+}
+
+/// Whether labels of host names have this byte: also `_`, which the DNS has and hosts
+/// should not.
+const fn in_label(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
 #[cfg(test)]
@@ -268,60 +313,94 @@ mod tests {
             "api.example.com.",
             "api.example.com.:80",
             "api.example.com:",
-            "api.example.com:http",
-            "api.example.com..",
         ] {
-            assert_eq!(
-                table.service_for(authority.as_bytes()),
-                Some(0),
-                "{authority}"
-            );
+            let found = table.service_for(authority.as_bytes());
+            assert_eq!(found, Ok(Some(0)), "{authority}");
         }
-        assert_eq!(table.service_for(b"[::1]"), Some(1));
-        assert_eq!(table.service_for(b"[::1]:80"), Some(1));
-        assert_eq!(table.service_for(b"127.0.0.1:80"), Some(2));
-        assert_eq!(table.service_for(b"localhost"), Some(3));
+        assert_eq!(table.service_for(b"[::1]"), Ok(Some(1)));
+        assert_eq!(table.service_for(b"[::1]:80"), Ok(Some(1)));
+        assert_eq!(table.service_for(b"[::1]:"), Ok(Some(1)));
+        assert_eq!(table.service_for(b"127.0.0.1:80"), Ok(Some(2)));
+        assert_eq!(table.service_for(b"localhost"), Ok(Some(3)));
     }
 
     #[test]
     fn what_is_not_covered_has_no_service() {
         let table = table(&["api.example.com", "*.example.org"]);
         for authority in [
-            "",
-            ":80",
-            ".",
             "example.com",
             "x.api.example.com",
             "example.org",
-            ".example.org",
             "xexample.org",
+            "[::1]",
+            "[::1]:80",
+        ] {
+            let found = table.service_for(authority.as_bytes());
+            assert_eq!(found, Ok(None), "{authority}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_belongs_to_nobody_even_where_every_host_is_covered() {
+        let table = table(&["*.example.com", "*"]);
+        let label = |length: usize| format!("{}.example.com", "a".repeat(length));
+        let long = label(242);
+        for authority in [
+            "",
+            ":80",
+            ".",
+            "..",
+            ".example.com",
+            "a..example.com",
+            "a.example.com..",
+            "x:y.example.com",
+            "x:80.example.com",
+            "x:80:80",
+            "a.example.com:http",
+            "a.example.com:+80",
+            "x@a.example.com",
+            "x a.example.com",
+            "x/a.example.com",
+            "[x].example.com",
+            "[::1].example.com",
+            "[::1]x",
+            "[::1]:x",
+            "[x]",
+            "[]",
             "[",
             "[::1",
-            "\u{fc}",
+            "::1",
+            "a.example.com]",
+            "\u{fc}.example.com",
+            &long,
+            &format!("{long}."),
+            &"a.".repeat(30_000),
         ] {
-            assert_eq!(table.service_for(authority.as_bytes()), None, "{authority}");
+            let found = table.service_for(authority.as_bytes());
+            assert_eq!(found, Err(NotAHost), "{authority}");
         }
-        assert_eq!(table.service_for(b"\xff\xfe"), None);
+        assert_eq!(table.service_for(b"\xff.example.com"), Err(NotAHost));
+        for longest in [label(241), label(241) + ".", label(241) + ".:443"] {
+            assert_eq!(table.service_for(longest.as_bytes()), Ok(Some(0)));
+        }
     }
 
     #[test]
     fn a_wildcard_covers_any_number_of_labels() {
         let table = table(&["*.example.com"]);
-        assert_eq!(table.service_for(b"a.example.com"), Some(0));
-        assert_eq!(table.service_for(b"a.b.c.EXAMPLE.com:80"), Some(0));
+        assert_eq!(table.service_for(b"a.example.com"), Ok(Some(0)));
+        assert_eq!(table.service_for(b"a.b.c.EXAMPLE.com:80"), Ok(Some(0)));
     }
 
     #[test]
     fn exact_names_go_before_wildcards_and_long_wildcards_before_short_ones() {
         let table = table(&["*", "*.com", "*.b.com", "a.b.com"]);
-        assert_eq!(table.service_for(b"a.b.com"), Some(3));
-        assert_eq!(table.service_for(b"x.b.com"), Some(2));
-        assert_eq!(table.service_for(b"x.a.b.com"), Some(2));
-        assert_eq!(table.service_for(b"b.com"), Some(1));
-        assert_eq!(table.service_for(b"com"), Some(0));
-        assert_eq!(table.service_for(b"\xff"), Some(0));
-        assert_eq!(table.service_for(b""), Some(0));
-        assert_eq!(table.service_for("a.".repeat(30_000).as_bytes()), Some(0));
+        assert_eq!(table.service_for(b"a.b.com"), Ok(Some(3)));
+        assert_eq!(table.service_for(b"x.b.com"), Ok(Some(2)));
+        assert_eq!(table.service_for(b"x.a.b.com"), Ok(Some(2)));
+        assert_eq!(table.service_for(b"b.com"), Ok(Some(1)));
+        assert_eq!(table.service_for(b"com"), Ok(Some(0)));
+        assert_eq!(table.service_for(b"[::1]"), Ok(Some(0)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use hosts::{Entrant, HostTable};
 
 pub use error::{ConfigurationError, Problem};
 pub use exemption::{Exemption, ExemptionError};
-pub use hosts::{HostError, HostPattern};
+pub use hosts::{HostError, HostPattern, NotAHost};
 pub use secret::Secret;
 pub use service::Service;
 pub use settings::{
@@ -104,11 +104,16 @@ impl Configuration {
     /// [`services`](Self::services).
     ///
     /// Port, case and a dot at the end do not matter. An exact host goes before a
-    /// wildcard, a longer wildcard before a shorter one, and `*` comes last.
-    #[must_use]
-    pub fn service_for(&self, authority: &[u8]) -> Option<(usize, &Service)> {
+    /// wildcard, a longer wildcard before a shorter one, and `*` comes last. `None`: no
+    /// service has the host, and [`unmatched_hosts`](Self::unmatched_hosts) decides.
+    ///
+    /// # Errors
+    ///
+    /// If the authority names no host. The request must be refused, whatever is
+    /// configured: nobody can say which route Envoy takes it for.
+    pub fn service_for(&self, authority: &[u8]) -> Result<Option<(usize, &Service)>, NotAHost> {
         let index = self.hosts.service_for(authority)?;
-        Some((index, self.services.get(index)?))
+        Ok(index.and_then(|index| Some((index, &**self.services.get(index)?))))
     }
 }
 

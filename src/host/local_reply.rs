@@ -12,7 +12,7 @@ const UNAVAILABLE_RETRY_SECONDS: u64 = 1;
 /// Why a request does not reach the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// No service has the host.
+    /// No service has the host, or what should be a host is none.
     NoService,
     /// No credential in any of the places where the service looks.
     NoCredential,

@@ -5,6 +5,7 @@
 
 use super::abi::{self, Action, BufferType};
 use super::clock;
+use super::local_reply::Reply;
 use super::logger;
 use super::root::Root;
 use super::seed;
@@ -17,9 +18,10 @@ use std::collections::HashMap;
 
 /// Largest plugin configuration that is read: 16 MiB.
 const MAX_CONFIGURATION: usize = 16 * 1_024 * 1_024;
-/// A root context that has not ticked while another ticked so often has gone: its
-/// listener has drained. Its memory is then given back.
-const MISSED_TICKS: u32 = 600;
+/// A root context that has not ticked for so long (milliseconds) while another has is
+/// gone: its listener has drained. Its memory is then given back. No tick period is longer
+/// than a second.
+const GONE_MILLISECONDS: u64 = 600_000;
 
 /// What the root contexts of a VM share.
 pub struct Shared {
@@ -49,8 +51,8 @@ impl Shared {
 pub struct Vm {
     shared: Option<Shared>,
     roots: Vec<Root>,
-    /// The root of each stream that was created and not yet decided, where there are
-    /// several roots.
+    /// The root of each stream that was created and not yet decided, unless it is the
+    /// only one.
     parents: HashMap<u32, u32>,
 }
 
@@ -107,7 +109,8 @@ impl Vm {
 
     /// A stream begins.
     pub fn on_stream_create(&mut self, stream_id: u32, root_id: u32) {
-        if self.roots.len() > 1 {
+        let only = self.roots.len() == 1 && self.roots.iter().all(|root| root.id() == root_id);
+        if !only {
             self.parents.insert(stream_id, root_id);
         }
     }
@@ -126,9 +129,12 @@ impl Vm {
         };
         match (root, &mut self.shared) {
             (Some(root), Some(shared)) => root.on_request_headers(stream_id, shared),
-            // Envoy sends no request to a plugin without a configuration. Were it to, the
-            // request would wait for its timeout, not pass.
-            _ => Action::Pause,
+            // Envoy sends no request to a plugin without a configuration. Were it to, or to
+            // one that was taken for gone, nobody could decide about the request.
+            _ => {
+                Reply::Misconfigured.send(clock::now());
+                Action::Pause
+            }
         }
     }
 
@@ -137,15 +143,18 @@ impl Vm {
         let Some(shared) = &mut self.shared else {
             return;
         };
-        for root in &mut self.roots {
-            if root.id() == root_id {
-                root.missed_ticks = 0;
-                root.on_tick(shared);
-            } else {
-                root.missed_ticks = root.missed_ticks.saturating_add(1);
-            }
-        }
-        self.roots.retain(|root| root.missed_ticks < MISSED_TICKS);
+        let now = clock::now();
+        let Some(root) = self.roots.iter_mut().find(|root| root.id() == root_id) else {
+            return;
+        };
+        let before = root.ticked_at;
+        // A clock that cannot be read is 0; it takes nothing back.
+        root.ticked_at = before.max(now.monotonic);
+        root.on_tick(shared, now);
+        // By this root's tick before: when the worker has stood still, the others' ticks
+        // are late by as much, and come between this root's first tick and its second.
+        self.roots
+            .retain(|root| before.saturating_sub(root.ticked_at) <= GONE_MILLISECONDS);
     }
 
     /// A call was answered, or failed.

@@ -70,8 +70,8 @@ pub struct Root {
     calls: HashMap<u32, Call>,
     unmatched: UnmatchedHosts,
     swept: u32,
-    /// Ticks of other root contexts since the last of this one.
-    pub missed_ticks: u32,
+    /// When it last ticked, or began (monotonic milliseconds).
+    pub ticked_at: u64,
 }
 
 impl Root {
@@ -102,7 +102,7 @@ impl Root {
             calls: HashMap::new(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,
-            missed_ticks: 0,
+            ticked_at: now.monotonic,
         })
     }
 

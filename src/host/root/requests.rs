@@ -2,7 +2,7 @@
 
 use super::{Call, Fetch, Root, Waiting, access, lifetimes};
 use crate::authorization::{Verdict, application};
-use crate::config::{Unknown, UnmatchedHosts};
+use crate::config::{NotAHost, Unknown, UnmatchedHosts};
 use crate::credentials::{Digest, Found, Kind};
 use crate::host::abi::{self, Action, MapType};
 use crate::host::local_reply::Reply;
@@ -45,12 +45,16 @@ impl Root {
             target: headers.first(b":path").unwrap_or_default(),
             headers,
         };
-        let Some((index, service)) = self.configuration.service_for(request.authority) else {
-            self.unmatched.count();
-            return match self.configuration.unmatched_hosts {
-                UnmatchedHosts::Pass => Ok(Action::Continue),
-                UnmatchedHosts::Deny => Err(Reply::NoService),
-            };
+        let (index, service) = match self.configuration.service_for(request.authority) {
+            Ok(Some(found)) => found,
+            Ok(None) if self.configuration.unmatched_hosts == UnmatchedHosts::Pass => {
+                self.unmatched.count();
+                return Ok(Action::Continue);
+            }
+            Ok(None) | Err(NotAHost) => {
+                self.unmatched.count();
+                return Err(Reply::NoService);
+            }
         };
         let at_work = self.services.get_mut(index).ok_or(Reply::Misconfigured)?;
         if service.is_exempt(&request) {

@@ -6,7 +6,7 @@ use crate::authorization::{Change, Mark, Question, Slot};
 use crate::credentials::Identities;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
-use crate::host::{calls, clock, seed};
+use crate::host::{calls, seed};
 use crate::moment::Moment;
 use crate::service_management::{Failure, ReportAnswer};
 use crate::usage::{Terms, lead, wants_flush};
@@ -21,8 +21,7 @@ const MOST_SWEPT: u32 = 1_000;
 
 impl Root {
     /// Leads where this VM may: flushes, refreshes, sweeps.
-    pub fn on_tick(&mut self, shared: &mut Shared) {
-        let now = clock::now();
+    pub fn on_tick(&mut self, shared: &mut Shared, now: Moment) {
         self.agree_on_key(shared);
         for index in 0..self.services.len() {
             let Some(at_work) = self.services.get_mut(index) else {

@@ -236,6 +236,17 @@ impl Worker {
         })
     }
 
+    /// One tick of the oldest root context alone, as when the others' periods are longer.
+    pub fn tick_oldest(&self) {
+        self.on_vm(|vm| {
+            let oldest = vm.state().roots.keys().next().copied();
+            if let (Some(on_tick), Some(root)) = (vm.process.guest.on_tick, oldest) {
+                // SAFETY: the guest's function, called on its VM's thread.
+                call(vm, root, || unsafe { on_tick(root) });
+            }
+        });
+    }
+
     /// The tick period of the newest root context, in milliseconds; 0 is none.
     pub fn tick_period_ms(&self) -> u32 {
         self.on_vm(|vm| {

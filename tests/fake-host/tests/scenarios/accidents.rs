@@ -2,6 +2,8 @@
 //! configurations that are none: nobody is let in who should not be, and nothing traps. A
 //! trap ends the test process, so that a test here passes at all is half of its claim.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tollgate_fake_host::{
     Answer, FakeEnvoy, LogLevel, Outcome, Worker, accepted, authorized, error,
@@ -538,4 +540,52 @@ fn a_token_from_the_environment_is_sent_and_never_logged() {
             .contains("service_token=from-the-environment")
     );
     assert!(!format!("{:?}", envoy.logs()).contains("from-the-environment"));
+}
+
+/// A worker whose old configuration, which has not drained, does not have the new one's
+/// host: new.example.com.
+fn reconfigured() -> (FakeEnvoy, Worker) {
+    let (envoy, worker) = gateway(&plain());
+    let services = json!([service("1001", "new.example.com")]);
+    assert!(worker.configure(&configuration(json!({ "services": services }))));
+    (envoy, worker)
+}
+
+#[test]
+fn a_configuration_is_kept_however_often_another_one_ticks() {
+    let (envoy, worker) = reconfigured();
+    for _ in 0..1_000 {
+        envoy.advance(Duration::from_millis(100));
+        worker.tick_oldest();
+    }
+    assert_eq!(
+        worker.request().host("new.example.com").send().status(),
+        Some(401)
+    );
+    behaved(&envoy);
+}
+
+#[test]
+fn a_worker_that_stood_still_for_long_keeps_its_configurations() {
+    let (envoy, worker) = reconfigured();
+    envoy.advance(Duration::from_secs(3_600));
+    worker.tick_oldest();
+    assert_eq!(
+        worker.request().host("new.example.com").send().status(),
+        Some(401)
+    );
+    behaved(&envoy);
+}
+
+#[test]
+fn a_request_to_a_configuration_that_has_gone_is_answered_and_not_left_waiting() {
+    let (envoy, worker) = reconfigured();
+    for _ in 0..610 {
+        envoy.advance(Duration::from_secs(1));
+        worker.tick_oldest();
+    }
+    let reply = worker.request().host("new.example.com").send().reply();
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.details, "tollgate_misconfigured");
+    behaved(&envoy);
 }

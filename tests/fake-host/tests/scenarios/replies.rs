@@ -98,6 +98,38 @@ fn a_host_of_no_service_is_404_unless_it_may_pass() {
 }
 
 #[test]
+fn an_authority_that_is_no_host_is_404_even_where_every_host_has_a_service_or_may_pass() {
+    let narrow = service("1001", "*.example.com");
+    let any = service("1002", "*");
+    for settings in [
+        json!({ "services": [narrow, any] }),
+        json!({ "services": [narrow], "unmatched_hosts": "pass" }),
+    ] {
+        let (envoy, worker) = gateway(&configuration(settings));
+        let long = format!("{}.example.com", "a".repeat(250));
+        let odd = [
+            "x:y.example.com",
+            "[x].example.com",
+            "a.example.com:http",
+            &long,
+        ];
+        for authority in odd {
+            let request = worker.request().host(authority);
+            let reply = request.get("/?user_key=alice").send().reply();
+            assert_eq!(reply.status, 404, "{authority}");
+            assert_eq!(reply.details, "tollgate_no_service");
+        }
+        assert_eq!(worker.calls().len(), 0);
+        assert_eq!(envoy.stat("tollgate.requests_unmatched_host"), 4);
+        for authority in ["a.example.com", "a.example.com:", "a.example.com:80"] {
+            let request = worker.request().host(authority);
+            assert_eq!(request.send().status(), Some(401), "{authority}");
+        }
+        behaved(&envoy);
+    }
+}
+
+#[test]
 fn an_exempt_request_passes_untouched() {
     let mut guarded = service("1001", "api.example.com");
     guarded["exempt"] = json!([{ "method": "OPTIONS" }, { "path": "/healthz" }]);

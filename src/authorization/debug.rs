@@ -1,0 +1,111 @@
+//! What `Debug` shows of whatever holds a credential: everything but the credential.
+//!
+//! Apart, and by hand, so that no derived `Debug` shows one by and by.
+
+use super::applications::Identity;
+use super::record::Record;
+use super::refresh::Question;
+use std::fmt;
+
+impl fmt::Debug for Identity<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Identity")
+            .field("digest", &self.digest)
+            .field("scope", &self.scope)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Question")
+            .field("slot", &self.slot)
+            .field("digest", &self.digest)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Record")
+            .field("state", &self.state)
+            .field("digest", &self.digest)
+            .field("scope", &self.scope)
+            .field("kind", &self.kind)
+            .field("denial", &self.denial)
+            .field("refresh_marked", &self.refresh_marked)
+            .field("alone", &self.alone)
+            .field("fetched_at", &self.fetched_at)
+            .field("fresh_until", &self.fresh_until)
+            .field("stale_until", &self.stale_until)
+            .field("last_used", &self.last_used)
+            .field("batch", &self.batch)
+            .field("batch_deadline", &self.batch_deadline)
+            .field("acknowledged_at", &self.acknowledged_at)
+            .field("names", &self.names)
+            .field("ledger", &self.ledger)
+            .field("limits", &self.limits)
+            .field("usage", &self.usage)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authorization::{Learned, Slot};
+    use crate::credentials::{Digest, Kind};
+    use crate::request::{Headers, Request};
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    const CANARY: &[u8] = b"canary";
+
+    #[test]
+    fn debug_never_shows_a_credential() {
+        let digest = Digest([7; 16]);
+        let kind = Kind::UserKey;
+        let identity = Identity {
+            digest,
+            scope: 1,
+            kind,
+            value: CANARY,
+        };
+        let question = Question {
+            slot: Slot(1),
+            digest,
+            kind,
+            value: CANARY.to_vec(),
+        };
+        let mut record = Record::vacant();
+        record.identity = CANARY.to_vec();
+        let learned = Learned::Uncached(Box::new(record.clone()));
+        let headers = Headers {
+            pairs: &[(b"x-api-key", CANARY)],
+        };
+        let request = Request {
+            method: b"GET",
+            authority: CANARY,
+            target: CANARY,
+            headers,
+        };
+        let mut shown = vec![
+            format!("{identity:?}"),
+            format!("{question:?}"),
+            format!("{record:?}"),
+            format!("{learned:?}"),
+            format!("{headers:?}"),
+            format!("{request:?}"),
+        ];
+        // A derived `Debug` shows bytes as a list of numbers.
+        let numbers = format!("{CANARY:?}");
+        let numbers = numbers.trim_matches(['[', ']']);
+        shown.retain(|shown| shown.contains("canary") || shown.contains(numbers));
+        assert_eq!(shown, [""; 0]);
+    }
+}
