@@ -141,11 +141,16 @@ mod tests {
             .ok()
             .and_then(|pid| pid.trim().parse::<i32>().ok())
         {
-            let state = std::fs::read_to_string(format!("/proc/{child}/stat"));
-            assert!(
-                state.map_or(true, |state| state.contains(") Z ")),
-                "the child outlived its parent"
-            );
+            // The signal is on its way when the parent has been waited for, no more.
+            let gone = || {
+                let state = std::fs::read_to_string(format!("/proc/{child}/stat"));
+                state.map_or(true, |state| state.contains(") Z "))
+            };
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while !gone() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert!(gone(), "the child outlived its parent");
         }
     }
 
