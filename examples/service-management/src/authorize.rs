@@ -3,7 +3,7 @@
 //! protocol sections 2, 4 and 6.
 
 use crate::backend::{Backend, Endpoint, Refusal};
-use crate::dataset::{Application, Mode, Service, State};
+use crate::dataset::{Application, Mode, Service, State, stored_key};
 use crate::error::{ApiError, Rejection};
 use crate::message::{Request, Response, XML};
 use crate::parameters::{Parameter, Parameters, get, is_utf8};
@@ -190,7 +190,7 @@ fn application<'a>(service: &'a Service, call: &Call<'_>) -> Result<&'a Applicat
     }
     let id = if service.mode == Mode::UserKey {
         let key = user_key.unwrap_or_default();
-        match service.user_keys.get(&key) {
+        match service.user_keys.get(&stored_key(&key)) {
             Some(id) => id.clone(),
             None => return Err(ApiError::UserKeyInvalid(key)),
         }

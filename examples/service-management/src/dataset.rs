@@ -55,6 +55,12 @@ pub(crate) enum State {
     Suspended,
 }
 
+/// A user key as the backend stores it and looks it up: every white space is a plus
+/// (its `StorageKeyHelpers.encode_key`).
+pub(crate) fn stored_key(key: &str) -> String {
+    key.replace([' ', '\t', '\n', '\r', '\u{b}', '\u{c}'], "+")
+}
+
 /// A service. Every application's plan is one of `plans`, and `user_keys` maps
 /// to its applications.
 #[derive(Clone, Debug)]
@@ -281,7 +287,10 @@ impl Dataset {
             ));
         }
         if let Some(key) = &change.user_key
-            && service.user_keys.get(key).is_some_and(|owner| owner != id)
+            && service
+                .user_keys
+                .get(&stored_key(key))
+                .is_some_and(|owner| owner != id)
         {
             return Err(content(
                 &format!("{path}.user_key"),
@@ -321,7 +330,7 @@ impl Dataset {
         }
         if let Some(key) = change.user_key {
             service.user_keys.retain(|_, owner| owner != id);
-            service.user_keys.insert(key, id.to_owned());
+            service.user_keys.insert(stored_key(&key), id.to_owned());
         }
         Ok(())
     }
@@ -438,7 +447,7 @@ fn build(file: File) -> Result<Dataset, DatasetError> {
                 return Err(content(&format!("{path}.plan"), problem));
             }
             if let Some(key) = application.user_key
-                && user_keys.insert(key, name.clone()).is_some()
+                && user_keys.insert(stored_key(&key), name.clone()).is_some()
             {
                 return Err(content(
                     &format!("{path}.user_key"),

@@ -5,7 +5,7 @@
 use crate::backend::{Backend, Refusal};
 use crate::calendar::parse_timestamp;
 use crate::counters::Usage;
-use crate::dataset::{Dataset, Service};
+use crate::dataset::{Dataset, Service, stored_key};
 use crate::error::ApiError;
 use crate::message::{Request, Response, XML};
 use crate::parameters::{Parameter, Parameters, get, is_utf8};
@@ -219,7 +219,7 @@ fn application<'a>(service: &'a Service, data: &Parameters) -> Result<&'a str, A
         (Some(id), None) => id.display(),
         (None, Some(key)) => {
             let key = key.display();
-            match service.user_keys.get(&key) {
+            match service.user_keys.get(&stored_key(&key)) {
                 Some(id) => id.clone(),
                 None => return Err(ApiError::UserKeyInvalid(key)),
             }

@@ -145,7 +145,7 @@ async fn whatever_the_bytes_are_they_are_answered_and_the_same_vm_serves_the_nex
             "a host of dots",
             b"http://.../v1/a".to_vec(),
             vec![key.clone()],
-            200,
+            404,
         ),
     ];
     for (what, target, headers, status) in cases {
