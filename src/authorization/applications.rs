@@ -43,6 +43,10 @@ pub struct Identity<'a> {
 pub const fn application(kind: Kind, value: &[u8]) -> Application<'_> {
     match kind {
         Kind::UserKey => Application::UserKey(value),
+        Kind::AppId => Application::AppId {
+            id: value,
+            key: None,
+        },
     }
 }
 

@@ -157,6 +157,7 @@ fn access(service: &Service) -> ServiceAccess<'_> {
 const fn identification(kind: Kind) -> Identification {
     match kind {
         Kind::UserKey => Identification::UserKey,
+        Kind::AppId => Identification::AppId,
     }
 }
 

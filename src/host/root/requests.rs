@@ -66,6 +66,10 @@ impl Root {
             Found::Missing => return Err(at_work.refused(Reply::NoCredential)),
             Found::Unusable => return Err(at_work.refused(Reply::UnusableCredential)),
         };
+        // Whoever decides by the id alone would let in whoever knows an id.
+        if credential.kind() == Kind::AppId || credential.referrer().is_some() {
+            return Err(at_work.refused(Reply::Misconfigured));
+        }
         shared.usage.clear();
         if !service
             .rules
