@@ -554,6 +554,30 @@ async fn no_body_goes_upstream_before_its_request_is_let_in() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn a_request_that_waits_for_an_answer_keeps_its_body_however_envoy_shows_bodies() -> Result<()>
+{
+    let in_header = json!({ "user_key": [{ "header": "x-key" }] });
+    for listener in [None, Some(with_bodies())] {
+        let shown = listener.is_some();
+        let gateway = Gateway::start(vec![service("plain", &in_header)], listener).await?;
+        let held = gateway.backend.hold().await?;
+        let lines: &[&[u8]] = &[b"x-key: a", b"content-length: 5"];
+        let mut slow = Slow::connect(&gateway).await?;
+        slow.send(&request(b"POST", "plain", b"/", lines, b""))
+            .await?;
+        a_while().await;
+        slow.send(b"12345").await?;
+        a_while().await;
+        assert_eq!(gateway.echo.requests(), 0, "bodies are shown: {shown}");
+        drop(held);
+        assert_eq!(slow.status().await?, 200, "bodies are shown: {shown}");
+        assert_eq!(gateway.echo.requests(), 1, "bodies are shown: {shown}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
 async fn where_envoy_shows_no_bodies_they_are_not_let_through() -> Result<()> {
     let in_body = json!({ "user_key": [{ "header": "x-key" }, { "body": "key" }] });
     let gateway = Gateway::start(vec![service("form", &in_body)], None).await?;
@@ -627,5 +651,31 @@ async fn the_upstream_does_not_see_what_is_stripped() -> Result<()> {
         }
     }
     assert_eq!(gateway.backend.questions_after(0).len(), 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn envoy_chooses_the_route_again_without_what_was_stripped() -> Result<()> {
+    let routes: ListenerPatch = Arc::new(|listener: &mut Value| {
+        let host = &mut connection_manager(listener)["route_config"]["virtual_hosts"][0];
+        let route = host["routes"][0].clone();
+        let named = |name: &str| {
+            let mut route = route.clone();
+            route["request_headers_to_add"] =
+                json!([{ "header": { "key": "x-route", "value": name } }]);
+            route
+        };
+        let (mut with, without) = (named("with a key"), named("without"));
+        with["match"]["query_parameters"] = json!([{ "name": "key", "present_match": true }]);
+        host["routes"] = json!([with, without]);
+    });
+    let credentials = json!({ "user_key": [{ "query": "key" }], "strip": true });
+    let gateway = Gateway::start(vec![service("strip", &credentials)], Some(routes)).await?;
+    for _ in 0..2 {
+        let (status, answer) = gateway.send(&get("strip", b"/echo?key=a", &[])).await?;
+        assert_eq!(status, 200);
+        assert!(answer.contains("\"x-route\":[\"without\"]"), "{answer}");
+    }
     Ok(())
 }
