@@ -15,6 +15,9 @@ use std::collections::{HashSet, VecDeque};
 
 /// Questions in flight at most, of one service.
 const MOST_IN_FLIGHT: usize = 16;
+/// Questions after the first until an application is known again whose key has gone: without
+/// one, and with one that is listed; and once more, for the two need not agree.
+const MOST_ATTEMPTS: u8 = 3;
 /// Pause after a failure, doubled at each further one up to the longest.
 const FIRST_PAUSE: u64 = 1_000;
 const LONGEST_PAUSE: u64 = 30_000;
@@ -31,6 +34,30 @@ pub struct Question {
     pub kind: Kind,
     /// The credential.
     pub value: Vec<u8>,
+    /// The key to show, if the application is known by an `app_id` and has one.
+    pub app_key: Option<String>,
+    /// How many questions led to this one.
+    pub attempt: u8,
+}
+
+impl Question {
+    /// What to ask instead when the key was refused, which says nothing of the application.
+    ///
+    /// Without a key, the refusal lists the application's keys (`listed`, of
+    /// [`crate::service_management::listed_keys`]), and with one of these it is said what the
+    /// application may do. `None` if that leads nowhere.
+    #[must_use]
+    pub fn after_wrong_key(self, listed: Option<Vec<String>>) -> Option<Self> {
+        let app_key = match (&self.app_key, listed) {
+            (Some(_), _) => None,
+            (None, listed) => Some(listed?.into_iter().next()?),
+        };
+        (self.attempt < MOST_ATTEMPTS).then(|| Self {
+            app_key,
+            attempt: self.attempt.saturating_add(1),
+            ..self
+        })
+    }
 }
 
 /// The refreshes of one service, on the VM that leads it.
@@ -94,15 +121,19 @@ impl Refresher {
             let scope = self.scope;
             let question = applications.table().change_slot(data, slot, |record| {
                 (record.scope == scope).then(|| {
-                    Change::Keep(Question {
+                    let question = Question {
                         slot,
                         digest: record.digest,
                         kind: record.kind,
                         value: record.identity.clone(),
-                    })
+                        app_key: None,
+                        attempt: 0,
+                    };
+                    Change::Keep((question, record.keys))
                 })
             });
-            if let Ok(Some(question)) = question {
+            if let Ok(Some((mut question, keys))) = question {
+                question.app_key = applications.accepted_key(data, slot, question.digest, keys);
                 self.in_flight = self.in_flight.saturating_add(1);
                 questions.push(question);
             } else {

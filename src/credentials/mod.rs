@@ -14,7 +14,7 @@ use std::fmt;
 
 use crate::request::Request;
 
-pub use identity::{Digest, Identities, Scope};
+pub use identity::{Digest, Identities, Part, Scope};
 pub use source::{HeaderName, QueryName, Source, SourceError};
 
 /// The most bytes that a credential may have, decoded.
@@ -118,6 +118,12 @@ impl Credentials {
             .map_or(Found::Missing, |value| {
                 Credential::new(Kind::UserKey, value).map_or(Found::Unusable, Found::Credential)
             })
+    }
+
+    /// Whether the `Referer` of a request belongs to its credential.
+    #[must_use]
+    pub fn looks_at_referrer(&self) -> bool {
+        false
     }
 
     /// The sources of the `user_key`, in order.

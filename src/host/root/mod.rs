@@ -13,19 +13,24 @@ use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Lifetimes, Slot};
-use crate::config::{Configuration, Service};
+use crate::authorization::{Asked, Lifetimes, Question};
+use crate::config::{self, Configuration, Service};
 use crate::credentials::{Digest, Kind};
 use crate::mapping::Usage;
 use crate::moment::Moment;
-use crate::service_management::{Identification, ServiceAccess};
+use crate::service_management::{Identification, Right, ServiceAccess};
 use crate::usage::{Candidate, Settings};
 use std::collections::HashMap;
 
 /// A request that is paused until its application is known.
+#[derive(Clone)]
 struct Waiting {
     stream_id: u32,
     usage: Usage,
+    /// What it shows besides the identity.
+    shows: Asked,
+    /// For how many answers it has waited before.
+    answers: u8,
 }
 
 /// A question about an unknown application, and everybody who waits for its answer.
@@ -33,6 +38,8 @@ struct Fetch {
     service: usize,
     kind: Kind,
     value: Vec<u8>,
+    /// What the question shows besides the identity.
+    asked: Asked,
     waiting: Vec<Waiting>,
 }
 
@@ -41,9 +48,7 @@ enum Call {
     Authorize(Digest),
     Refresh {
         service: usize,
-        slot: Slot,
-        digest: Digest,
-        kind: Kind,
+        question: Question,
         /// The answer speaks of this moment, not of when it comes.
         asked: Moment,
     },
@@ -150,7 +155,10 @@ impl Root {
 fn access(service: &Service) -> ServiceAccess<'_> {
     ServiceAccess {
         id: &service.id,
-        token: service.token.expose(),
+        right: match &service.right {
+            config::Right::ServiceToken(token) => Right::ServiceToken(token.expose()),
+            config::Right::ProviderKey(key) => Right::ProviderKey(key.expose()),
+        },
     }
 }
 

@@ -114,33 +114,40 @@ impl Root {
         let questions = at_work
             .refresher
             .next(&shared.data, &mut shared.applications, now);
-        for Question {
-            slot,
-            digest,
-            kind,
-            value,
-        } in questions
-        {
-            self.count(index, Counter::RefreshCalls);
-            match self.ask(index, kind, &value) {
-                Some(token) => {
-                    self.calls.insert(
-                        token,
-                        Call::Refresh {
-                            service: index,
-                            slot,
-                            digest,
-                            kind,
-                            asked: now,
-                        },
-                    );
-                }
-                None => {
-                    self.warn_failed(index, "the call could not be made", now);
-                    let jitter = shared.random();
-                    if let Some(at_work) = self.services.get_mut(index) {
-                        at_work.refresher.failed(slot, now, jitter);
-                    }
+        for question in questions {
+            self.ask_again(index, question, shared, now);
+        }
+    }
+
+    /// Asks about an application that is known.
+    pub(super) fn ask_again(
+        &mut self,
+        index: usize,
+        question: Question,
+        shared: &mut Shared,
+        now: Moment,
+    ) {
+        let Some(at_work) = self.services.get(index) else {
+            return;
+        };
+        let asked = at_work.asks_again_with(&question);
+        self.count(index, Counter::RefreshCalls);
+        match self.ask(index, question.kind, &question.value, &asked) {
+            Some(token) => {
+                self.calls.insert(
+                    token,
+                    Call::Refresh {
+                        service: index,
+                        question,
+                        asked: now,
+                    },
+                );
+            }
+            None => {
+                self.warn_failed(index, "the call could not be made", now);
+                let jitter = shared.random();
+                if let Some(at_work) = self.services.get_mut(index) {
+                    at_work.refresher.failed(question.slot, now, jitter);
                 }
             }
         }
