@@ -5,12 +5,11 @@
 
 use serde_json::Value;
 
+use super::credentials::credentials;
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
 use super::{Environment, Exemption, HostPattern, Secret, ServiceManagement, shape};
-use crate::credentials::{
-    Credentials, CredentialsError, HeaderName, QueryName, Scope, Source, SourceError,
-};
+use crate::credentials::{Credentials, Scope};
 use crate::mapping::{MAX_DELTA, MetricId, Metrics, MetricsError, Rule, RuleError, Rules};
 use crate::request::Request;
 
@@ -73,7 +72,7 @@ impl Service {
         let right = right(&shape, place, environment)?;
         let hosts = hosts(&shape.hosts, &place.field("hosts"))?;
         let credentials = match &shape.credentials {
-            Some(shape) => credentials(&shape.0, &place.field("credentials"))?,
+            Some(shape) => credentials(&shape.0, &place.field("credentials"), environment)?,
             None => Credentials::default(),
         };
         let metrics = metrics(&shape, place)?;
@@ -125,13 +124,27 @@ fn token(
     place: &Place<'_>,
     environment: Environment<'_>,
 ) -> Result<Secret, ConfigurationError> {
-    let token = match shape {
-        shape::Token::Literal(token) if token.expose().is_empty() => {
-            return Err(place.error(Problem::EmptyText(
-                "a token or key, or { env: NAME } for one from the environment",
-            )));
+    let what = "a token or key, or { env: NAME } for one from the environment";
+    let token = secret(shape, place, environment, what)?;
+    if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(place.error(Problem::TokenCharacters));
+    }
+    Ok(token)
+}
+
+/// A secret that is not empty, as it stands or out of the environment. `what` says what
+/// belongs there.
+pub(super) fn secret(
+    shape: &shape::Token,
+    place: &Place<'_>,
+    environment: Environment<'_>,
+    what: &'static str,
+) -> Result<Secret, ConfigurationError> {
+    match shape {
+        shape::Token::Literal(secret) if secret.expose().is_empty() => {
+            Err(place.error(Problem::EmptyText(what)))
         }
-        shape::Token::Literal(token) => token.clone(),
+        shape::Token::Literal(secret) => Ok(secret.clone()),
         shape::Token::Environment(name) => {
             let place = place.field("env");
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -141,13 +154,9 @@ fn token(
             environment(name)
                 .filter(|value| !value.is_empty())
                 .map(Secret::new)
-                .ok_or_else(|| place.error(Problem::Environment))?
+                .ok_or_else(|| place.error(Problem::Environment))
         }
-    };
-    if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(place.error(Problem::TokenCharacters));
     }
-    Ok(token)
 }
 
 fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, ConfigurationError> {
@@ -168,38 +177,6 @@ fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, Config
             })
         })
         .collect()
-}
-
-fn credentials(
-    shape: &shape::Credentials,
-    place: &Place<'_>,
-) -> Result<Credentials, ConfigurationError> {
-    let place = place.field("user_key");
-    let mut sources = Vec::with_capacity(shape.user_key.len());
-    for (index, shape) in shape.user_key.iter().enumerate() {
-        let place = place.index(index);
-        let named = |field: &str, name: &str, error: SourceError| {
-            place.field(field).error(Problem::SourceName {
-                found: quoted(name),
-                error,
-            })
-        };
-        sources.push(match (&shape.0.query, &shape.0.header) {
-            (Some(name), None) => QueryName::new(name)
-                .map(Source::Query)
-                .map_err(|error| named("query", name, error))?,
-            (None, Some(name)) => HeaderName::new(name)
-                .map(Source::Header)
-                .map_err(|error| named("header", name, error))?,
-            _ => return Err(place.error(Problem::Source)),
-        });
-    }
-    Credentials::user_key(sources).map_err(|error| match error {
-        CredentialsError::Empty => place.error(Problem::EmptyList(
-            "name at least one place to look in, like { query: user_key }",
-        )),
-        CredentialsError::Repeated(index) => place.index(index).error(Problem::RepeatedSource),
-    })
 }
 
 /// The metrics of the hierarchy and of all rules: a metric need not be declared to be counted.

@@ -61,7 +61,29 @@ pub(super) struct Service {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Credentials {
-    pub(super) user_key: Vec<Object<Source>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) user_key: Option<Vec<Object<Source>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_id: Option<Vec<Object<Source>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_key: Option<Vec<Object<Source>>>,
+    #[serde(default)]
+    pub(super) strip: bool,
+    #[serde(default)]
+    pub(super) referrer: bool,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) anonymous: Option<Object<Anonymous>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Anonymous {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) user_key: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_id: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_key: Option<Token>,
 }
 
 #[derive(Deserialize)]
@@ -71,7 +93,19 @@ pub(super) struct Source {
     pub(super) query: Option<String>,
     #[serde(default, deserialize_with = "present")]
     pub(super) header: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) cookie: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) basic: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) bearer: Option<Object<Nothing>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) body: Option<String>,
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -130,7 +164,7 @@ pub(super) struct Reporting {
     pub(super) batch: Option<Value>,
 }
 
-/// A service token, or where it is.
+/// A secret (a service token, a credential), or where it is.
 pub(super) enum Token {
     Literal(Secret),
     Environment(String),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::credentials::{HeaderName, QueryName, Source};
+use crate::credentials::{HeaderName, ParameterName, Source, Sources};
 use crate::mapping::Usage;
 use crate::request::{Headers, Request};
 use std::time::Duration;
@@ -103,8 +103,8 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(configuration.unmatched_hosts, UnmatchedHosts::Deny);
     let service = &configuration.services[0];
     assert_eq!(
-        service.credentials.sources(),
-        [Source::Query(QueryName::new("user_key").unwrap())]
+        *service.credentials.sources(),
+        Sources::UserKey(vec![Source::Query(ParameterName::new("user_key").unwrap())])
     );
     assert!(service.exemptions.is_empty());
 }
@@ -181,11 +181,11 @@ fn every_field_is_read() {
     assert_eq!(service.scope.authority, "backend.local:3000");
     assert_eq!(service.scope.service, "1001");
     assert_eq!(
-        service.credentials.sources(),
-        [
+        *service.credentials.sources(),
+        Sources::UserKey(vec![
             Source::Header(HeaderName::new("x-api-key").unwrap()),
-            Source::Query(QueryName::new("key").unwrap()),
-        ]
+            Source::Query(ParameterName::new("key").unwrap()),
+        ])
     );
     let orders = service.metrics.id("orders").unwrap();
     let hits = service.metrics.id("hits").unwrap();
@@ -346,7 +346,7 @@ fn a_missing_field_is_named_with_what_it_is_for() {
     }
     assert_eq!(
         error(&with("/services/0/credentials", json!({}))),
-        "services[0].credentials.user_key: is missing: where the key is, like [{ header: x-api-key }]"
+        "services[0].credentials.user_key: is missing: where the key is, like [{ header: x-api-key }]; or app_id and app_key"
     );
 }
 
@@ -389,13 +389,13 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/credentials",
-            json!({ "app_id": [] }),
-            "services[0].credentials.app_id: is unknown; the fields here are user_key",
+            json!({ "token": [] }),
+            "services[0].credentials.token: is unknown; the fields here are user_key, app_id, app_key, strip, referrer, anonymous",
         ),
         (
             "/services/0/credentials",
-            json!({ "user_key": [{ "cookie": "a" }] }),
-            "services[0].credentials.user_key[0].cookie: is unknown; the fields here are query, header",
+            json!({ "user_key": [{ "path": "a" }] }),
+            "services[0].credentials.user_key[0].path: is unknown; the fields here are query, header, cookie, basic, bearer, body",
         ),
         (
             "/services/0/metrics",
@@ -812,23 +812,6 @@ fn a_host_cannot_have_two_services() {
 }
 
 #[test]
-fn a_place_for_credentials_that_is_none_is_refused() {
-    let one =
-        "must name exactly one place to look in, like { query: user_key } or { header: x-api-key }";
-    for (sources, message) in [
-        (json!([]), "services[0].credentials.user_key: is empty: name at least one place to look in, like { query: user_key }".to_owned()),
-        (json!([{}]), format!("services[0].credentials.user_key[0]: {one}")),
-        (json!([{ "query": "a" }, { "query": "a", "header": "a" }]), format!("services[0].credentials.user_key[1]: {one}")),
-        (json!([{ "query": "" }]), "services[0].credentials.user_key[0].query: \"\": a name is needed, like user_key".to_owned()),
-        (json!([{ "header": ":path" }]), "services[0].credentials.user_key[0].header: \":path\": a header name has letters, digits, and characters like \"-\" and \"_\", like x-api-key".to_owned()),
-        (json!([{ "header": "a" }, { "header": "A" }]), "services[0].credentials.user_key[1]: is named before; each place is searched once".to_owned()),
-    ] {
-        let credentials = json!({ "user_key": sources });
-        assert_eq!(error(&with("/services/0/credentials", credentials)), message);
-    }
-}
-
-#[test]
 fn a_usage_that_cannot_be_counted_is_refused() {
     let bounds = "must be a whole number from 1 to 1000000000000";
     let path = "services[0].mapping_rules[0].usage.hits";
@@ -1027,7 +1010,13 @@ mod properties {
         full["service_management"]["timeout"] = json!("1s");
         let service = &mut full["services"][0];
         service["token"] = json!({ "env": "TG_SERVICE_TOKEN" });
-        service["credentials"] = json!({ "user_key": [{ "query": "a" }, { "header": "b" }] });
+        service["credentials"] = json!({
+            "user_key": [
+                { "query": "a" }, { "header": "b" }, { "cookie": "c" }, { "bearer": {} },
+                { "basic": "username" },
+            ],
+            "strip": true, "referrer": true, "anonymous": { "user_key": { "env": "TG_SERVICE_TOKEN" } },
+        });
         service["metrics"] = json!({ "orders": { "parent": "hits" } });
         service["exempt"] = json!([{ "method": "GET", "path": "/a/*" }]);
         service["mapping_rules"][0]["query"] = json!({ "a": "b" });

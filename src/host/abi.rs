@@ -67,20 +67,50 @@ pub enum MapType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum BufferType {
+    /// What has arrived of the request's body, while a callback about it runs.
+    RequestBody = 0,
     /// Body of the answer to a call.
     CallResponseBody = 4,
     /// The plugin's configuration.
     PluginConfiguration = 7,
 }
 
-/// Going on or waiting, by ABI number.
+/// Going on or waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Action {
     /// The stream goes on.
-    Continue = 0,
+    Continue,
     /// The stream waits for `continue_request` or a local reply.
-    Pause = 1,
+    Pause,
+    /// The stream waits for the rest of its body.
+    AwaitBody,
+}
+
+impl Action {
+    /// What `proxy_on_request_headers` returns, by Envoy's number of the header status.
+    ///
+    /// A pause is `StopAllIterationAndWatermark`, which the SDK has no name for. The SDK's
+    /// 1 is `StopIteration`, and what that means is up to the plugin's
+    /// `allow_on_headers_stop_iteration`: where it is true, the body comes nevertheless, and a
+    /// stream whose body is let through goes on, headers and all, whoever it waits for.
+    #[must_use]
+    pub const fn headers_status(self) -> u32 {
+        match self {
+            Self::Continue => 0,
+            Self::Pause => 4,
+            Self::AwaitBody => 1,
+        }
+    }
+
+    /// What `proxy_on_request_body` returns, by Envoy's number of the data status: the body
+    /// is kept, up to the connection's limit, while the stream waits.
+    #[must_use]
+    pub const fn body_status(self) -> u32 {
+        match self {
+            Self::Continue => 0,
+            Self::Pause | Self::AwaitBody => 1,
+        }
+    }
 }
 
 /// `proxy_continue_stream`'s number for the request's direction.
@@ -105,6 +135,21 @@ mod imports {
             size: *mut usize,
         ) -> u32;
         pub fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
+        pub fn proxy_replace_header_map_value(
+            map: u32,
+            key: *const u8,
+            key_size: usize,
+            value: *const u8,
+            value_size: usize,
+        ) -> u32;
+        pub fn proxy_add_header_map_value(
+            map: u32,
+            key: *const u8,
+            key_size: usize,
+            value: *const u8,
+            value_size: usize,
+        ) -> u32;
+        pub fn proxy_remove_header_map_value(map: u32, key: *const u8, key_size: usize) -> u32;
         pub fn proxy_get_shared_data(
             key: *const u8,
             key_size: usize,
@@ -266,6 +311,48 @@ pub fn header_map(map: MapType) -> HostResult<Vec<u8>> {
         unsafe { imports::proxy_get_header_map_pairs(map as u32, &raw mut data, &raw mut size) };
     checked(status)?;
     Ok(taken(data, size))
+}
+
+/// Gives the current request this header in place of all of this name. `BadArgument`: the
+/// request has gone on.
+pub fn replace_request_header(name: &[u8], value: &[u8]) -> HostResult<()> {
+    // SAFETY: name and value are live.
+    checked(unsafe {
+        imports::proxy_replace_header_map_value(
+            MapType::RequestHeaders as u32,
+            name.as_ptr(),
+            name.len(),
+            value.as_ptr(),
+            value.len(),
+        )
+    })
+}
+
+/// Gives the current request one more header. `BadArgument`: the request has gone on.
+pub fn add_request_header(name: &[u8], value: &[u8]) -> HostResult<()> {
+    // SAFETY: name and value are live.
+    checked(unsafe {
+        imports::proxy_add_header_map_value(
+            MapType::RequestHeaders as u32,
+            name.as_ptr(),
+            name.len(),
+            value.as_ptr(),
+            value.len(),
+        )
+    })
+}
+
+/// Takes every header of this name from the current request. `BadArgument`: the request has
+/// gone on.
+pub fn remove_request_header(name: &[u8]) -> HostResult<()> {
+    // SAFETY: the name is live.
+    checked(unsafe {
+        imports::proxy_remove_header_map_value(
+            MapType::RequestHeaders as u32,
+            name.as_ptr(),
+            name.len(),
+        )
+    })
 }
 
 /// A value of shared data and its compare-and-set token.
@@ -490,7 +577,15 @@ mod tests {
             BufferType::PluginConfiguration as u32,
             types::BufferType::PluginConfiguration as u32
         );
-        assert_eq!(Action::Pause as u32, types::Action::Pause as u32);
+        assert_eq!(
+            BufferType::RequestBody as u32,
+            types::BufferType::HttpRequestBody as u32
+        );
+        assert_eq!(
+            Action::Continue.headers_status(),
+            types::Action::Continue as u32
+        );
+        assert_eq!(Action::Pause.body_status(), types::Action::Pause as u32);
         assert_eq!(LogLevel::Error as u32, types::LogLevel::Error as u32);
         assert_eq!(MetricType::Gauge as u32, types::MetricType::Gauge as u32);
     }

@@ -37,6 +37,10 @@ pub enum Reply {
     Contended,
     /// More requests wait for answers than a worker holds.
     Overloaded,
+    /// The credential is looked for in a body that is larger than any form with one.
+    LargeBody,
+    /// The credential is looked for in a body that did not come in time.
+    LateBody,
 }
 
 impl From<Refusal> for Reply {
@@ -56,6 +60,8 @@ impl Reply {
             Self::NoCredential => 401,
             Self::UnusableCredential | Self::Denied(_) | Self::Disabled => 403,
             Self::NoService | Self::NoRule => 404,
+            Self::LateBody => 408,
+            Self::LargeBody => 413,
             Self::Limited { .. } => 429,
             Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => 503,
         }
@@ -75,6 +81,8 @@ impl Reply {
             Self::Misconfigured => "misconfigured",
             Self::Contended => "contended",
             Self::Overloaded => "overloaded",
+            Self::LargeBody => "body_too_large",
+            Self::LateBody => "body_too_late",
         };
         format!("tollgate_{case}")
     }
@@ -88,6 +96,8 @@ impl Reply {
             Self::NoRule => "This API has no such operation.\n",
             Self::Limited { .. } => "A limit of the plan is used up.\n",
             Self::Disabled => "The plan does not include this operation.\n",
+            Self::LargeBody => "The form is too large.\n",
+            Self::LateBody => "The form did not arrive in time.\n",
             Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
                 "The request cannot be authorized right now.\n"
             }

@@ -130,7 +130,7 @@ impl AtWork {
     /// Counts a refusal and hands it on.
     pub fn refused(&self, reply: Reply) -> Reply {
         self.stats.count(match reply {
-            Reply::NoCredential => Counter::NoCredential,
+            Reply::NoCredential | Reply::LargeBody | Reply::LateBody => Counter::NoCredential,
             Reply::UnusableCredential | Reply::Denied(_) => Counter::Denied,
             Reply::NoRule => Counter::NoRule,
             Reply::Limited { .. } | Reply::Disabled => Counter::Limited,

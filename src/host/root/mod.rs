@@ -5,6 +5,7 @@
 
 mod answers;
 mod at_work;
+pub mod bodies;
 mod requests;
 mod ticks;
 

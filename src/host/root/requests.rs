@@ -1,10 +1,10 @@
 //! A request, from its headers to its decision or its pause.
 
-use super::{Call, Fetch, Root, Waiting, access, lifetimes};
+use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
 use crate::authorization::{Asked, Identity, Verdict, application};
 use crate::config::{NotAHost, Unknown, UnmatchedHosts};
-use crate::credentials::{Digest, Found, Kind};
-use crate::host::abi::{self, Action, MapType};
+use crate::credentials::{Body, Digest, Found, Kind, Stripped};
+use crate::host::abi::{self, Action, HostResult, MapType};
 use crate::host::local_reply::Reply;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
@@ -18,10 +18,11 @@ use crate::service_management::Denial;
 const MOST_WAITING: usize = 10_000;
 
 impl Root {
-    /// Decides about a request: goes on, is answered here, or waits.
-    pub fn on_request_headers(&mut self, stream_id: u32, shared: &mut Shared) -> Action {
+    /// Decides about a request, by its headers and what there is of its body: goes on, is
+    /// answered here, or waits.
+    pub fn on_request(&mut self, stream_id: u32, body: Body<'_>, shared: &mut Shared) -> Action {
         let now = clock::now();
-        match self.decide(stream_id, shared, now) {
+        match self.decide(stream_id, body, shared, now) {
             Ok(action) => action,
             Err(reply) => {
                 reply.send(now);
@@ -33,6 +34,7 @@ impl Root {
     fn decide(
         &mut self,
         stream_id: u32,
+        body: Body<'_>,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
@@ -61,8 +63,12 @@ impl Root {
             at_work.stats.count(Counter::Exempt);
             return Ok(Action::Continue);
         }
-        let credential = match service.credentials.find(&request) {
+        if matches!(body, Body::Whole(body) if bodies::is_too_large(body.len())) {
+            return Err(at_work.refused(Reply::LargeBody));
+        }
+        let credential = match service.credentials.find(&request, body) {
             Found::Credential(credential) => credential,
+            Found::InBody => return bodies::wait(&request).map_err(|reply| at_work.refused(reply)),
             Found::Missing => return Err(at_work.refused(Reply::NoCredential)),
             Found::Unusable => return Err(at_work.refused(Reply::UnusableCredential)),
         };
@@ -72,6 +78,12 @@ impl Root {
             .matching(request.method, request.target, &mut shared.usage)
         {
             return Err(at_work.refused(Reply::NoRule));
+        }
+        // Before it is counted or waits: afterwards there is no way back.
+        if let Some(stripped) = service.credentials.strip(&request)
+            && strip(&stripped).is_err()
+        {
+            return Err(at_work.refused(Reply::Contended));
         }
         let identity = at_work.identity(&credential);
         let verdict = shared.applications.decide(
@@ -209,4 +221,19 @@ impl Root {
             asked.referrer.as_deref(),
         )
     }
+}
+
+/// Takes the credentials out of the current request. Envoy chose the route before; if it
+/// chooses again, it does so without them.
+fn strip(stripped: &Stripped<'_>) -> HostResult<()> {
+    if let Some(target) = &stripped.target {
+        abi::replace_request_header(b":path", target)?;
+    }
+    for header in &stripped.headers {
+        abi::remove_request_header(header.name)?;
+        for value in &header.values {
+            abi::add_request_header(header.name, value)?;
+        }
+    }
+    Ok(())
 }
