@@ -9,7 +9,9 @@
 mod applications;
 mod codec;
 mod debug;
+mod flights;
 mod limit;
+pub mod mailboxes;
 mod marks;
 mod names;
 mod period;
@@ -21,7 +23,9 @@ mod table;
 mod testing;
 
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
+pub use flights::{Flights, Joined, Landing, Message};
 pub use limit::Limit;
+pub use mailboxes::Mailbox;
 pub use marks::{Mark, Marks};
 pub use period::{Period, Window};
 pub use record::{Dispatched, Freshness, Ledger, Outcome, Record, Refusal, State};

@@ -1,11 +1,10 @@
 //! The end of a call: what it says is remembered, and everybody who waited for it is
 //! decided about.
 
+use super::flights::landing;
 use super::{Call, Root, access, identification, lifetimes, settings};
-use crate::authorization::{Learned, Record, Slot, Verdict};
-use crate::config::Unknown;
+use crate::authorization::{Landing, Record, Slot};
 use crate::credentials::Digest;
-use crate::host::abi;
 use crate::host::calls::{self, Answered};
 use crate::host::clock;
 use crate::host::local_reply::Reply;
@@ -42,6 +41,13 @@ impl Root {
             } => {
                 let answer = answered.to_authorize(identification(kind));
                 self.answered_refresh(service, (slot, digest), &answer, asked, shared, now);
+                let landing = match answer {
+                    AuthorizeAnswer::Known(_) => Landing::Remembered,
+                    AuthorizeAnswer::Denied(denial) => Landing::Denied(denial),
+                    AuthorizeAnswer::Misconfigured(_) => Landing::Misconfigured,
+                    AuthorizeAnswer::Failed(_) => Landing::Failed,
+                };
+                self.land(digest, landing, shared);
                 if self.leads(service) {
                     self.refresh(service, shared, now);
                 }
@@ -68,22 +74,19 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) {
-        let Some(fetch) = self.fetches.remove(&digest) else {
+        let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        self.waiting = self.waiting.saturating_sub(fetch.waiting.len());
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return;
         };
         let lifetimes = lifetimes(&self.configuration);
-        let identity = at_work.identity_of(digest, &fetch);
-        let allow_unknown = self.configuration.authorization.unknown == Unknown::Allow;
         let learned = match answer {
             AuthorizeAnswer::Known(authorization) => shared
                 .applications
                 .learn(
                     &shared.data,
-                    &identity,
+                    &at_work.identity_of(digest, fetch),
                     authorization,
                     &at_work.service.metrics,
                     now,
@@ -94,7 +97,7 @@ impl Root {
                 // Not remembered, it is asked about again.
                 let _ = shared.applications.learn_denial(
                     &shared.data,
-                    &identity,
+                    &at_work.identity_of(digest, fetch),
                     *denial,
                     now,
                     &lifetimes,
@@ -108,75 +111,24 @@ impl Root {
             AuthorizeAnswer::Failed(failure) => {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed(failure.as_str(), now);
-                if allow_unknown {
-                    shared
-                        .applications
-                        .let_in_unheard(&shared.data, &identity, now, lifetimes.negative_ttl)
-                        .map_err(|_| Reply::Contended)
-                } else {
-                    Err(Reply::BackendFailed)
+                let identity = self
+                    .services
+                    .get(fetch.service)
+                    .map(|at_work| at_work.identity_of(digest, fetch));
+                match identity {
+                    Some(identity) => self.unheard(&identity, shared, now),
+                    None => Err(Reply::BackendFailed),
                 }
             }
         };
-        let mut uncached = None;
-        let learned = match learned {
-            Ok(Learned::Remembered) => Ok(()),
-            Ok(Learned::Uncached(record)) => {
-                at_work.uncached(now);
-                uncached = Some(record);
-                Ok(())
-            }
-            Ok(Learned::TooManyMetrics) => {
-                at_work.stats.count(Counter::Misconfigured);
-                Err(Reply::Misconfigured)
-            }
-            Err(reply) => Err(reply),
-        };
-        for waiting in &fetch.waiting {
-            // A stream that has ended meanwhile is not counted.
-            if abi::set_effective_context(waiting.stream_id).is_err() {
-                continue;
-            }
-            let verdict = match (learned, &mut uncached) {
-                (Err(reply), _) => Err(reply),
-                (Ok(()), Some(record)) => record
-                    .admit(&waiting.usage, &at_work.service.metrics, now)
-                    .map(|()| Verdict::Admitted { stale: false })
-                    .map_err(Reply::from),
-                (Ok(()), None) => shared
-                    .applications
-                    .decide(
-                        &shared.data,
-                        &identity,
-                        &waiting.usage,
-                        &at_work.service.metrics,
-                        now,
-                    )
-                    .map_err(|_| Reply::Contended),
-            };
-            let reply = match verdict {
-                Ok(Verdict::Admitted { stale }) => {
-                    at_work.admitted(stale);
-                    if matches!(answer, AuthorizeAnswer::Failed(_)) {
-                        at_work.stats.count(Counter::AdmittedUnknown);
-                    }
-                    let _ = abi::continue_request();
-                    continue;
-                }
-                Ok(Verdict::Refused(refusal)) => refusal.into(),
-                // It went between the answer and now: the caller may try again.
-                Ok(Verdict::Unknown) => Reply::Contended,
-                Err(reply) => reply,
-            };
-            at_work.refused(reply).send(now);
-        }
-        if let Some(record) = uncached {
-            self.report_uncached(fetch.service, *record, shared, now);
-        }
+        // Others first: they go on while this VM does.
+        self.land(digest, landing(&learned), shared);
+        let unheard = matches!(answer, AuthorizeAnswer::Failed(_));
+        self.conclude(digest, learned, unheard, shared, now);
     }
 
     /// Reports the usage of a record that has no slot.
-    fn report_uncached(
+    pub(super) fn report_uncached(
         &mut self,
         index: usize,
         mut record: Record,

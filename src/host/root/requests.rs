@@ -1,7 +1,7 @@
 //! A request, from its headers to its decision or its pause.
 
 use super::{Call, Fetch, Root, Waiting, access, lifetimes};
-use crate::authorization::{Verdict, application};
+use crate::authorization::{Joined, Landing, Verdict, application};
 use crate::config::{NotAHost, Unknown, UnmatchedHosts};
 use crate::credentials::{Digest, Found, Kind};
 use crate::host::abi::{self, Action, MapType};
@@ -94,6 +94,8 @@ impl Root {
                     kind: identity.kind,
                     value: identity.value.to_vec(),
                     waiting: Vec::new(),
+                    waits_until: None,
+                    again: false,
                 };
                 let digest = identity.digest;
                 self.wait(stream_id, digest, fetch, shared, now)
@@ -102,7 +104,7 @@ impl Root {
     }
 
     /// Pauses the request until its application is known, and asks unless that has
-    /// been done for another request.
+    /// been done for another request, of this worker or of another.
     fn wait(
         &mut self,
         stream_id: u32,
@@ -125,16 +127,60 @@ impl Root {
             return Ok(Action::Pause);
         }
         fetch.waiting.push(waiting);
+        match self.join(digest, shared, now) {
+            Joined::Waits { until } => {
+                fetch.waits_until = Some(until);
+                self.count(service, Counter::AuthorizeShared);
+                self.put_fetch(digest, fetch);
+                return Ok(Action::Pause);
+            }
+            Joined::Asks => {
+                if let Some(decided) = self.decide_again(digest, &fetch, shared, now) {
+                    self.land(digest, Landing::Remembered, shared);
+                    return decided;
+                }
+            }
+            Joined::Alone => {}
+        }
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
         let Some(token) = self.ask(service, fetch.kind, &fetch.value) else {
-            return self.unasked(fetch, digest, shared, now);
+            let decided = self.unasked(fetch, digest, shared, now);
+            self.land(digest, Landing::Failed, shared);
+            return decided;
         };
         self.count(service, Counter::AuthorizeCalls);
         self.calls.insert(token, Call::Authorize(digest));
-        self.fetches.insert(digest, fetch);
-        self.waiting = self.waiting.saturating_add(1);
+        self.put_fetch(digest, fetch);
         Ok(Action::Pause)
+    }
+
+    /// Another worker may have had its answer between the first look and the question:
+    /// what is decided then about the request whose callback is running.
+    fn decide_again(
+        &self,
+        digest: Digest,
+        fetch: &Fetch,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Option<Result<Action, Reply>> {
+        let at_work = self.services.get(fetch.service)?;
+        let verdict = shared.applications.decide(
+            &shared.data,
+            &at_work.identity_of(digest, fetch),
+            &shared.usage,
+            &at_work.service.metrics,
+            now,
+        );
+        Some(match verdict {
+            Ok(Verdict::Unknown) => return None,
+            Ok(Verdict::Admitted { stale }) => {
+                at_work.admitted(stale);
+                Ok(Action::Continue)
+            }
+            Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
+            Err(_) => Err(at_work.refused(Reply::Contended)),
+        })
     }
 
     /// The call could not even be made. Decided at once, for the request whose callback
