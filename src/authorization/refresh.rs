@@ -11,7 +11,8 @@ use super::table::{Change, Slot};
 use crate::credentials::{Digest, Kind};
 use crate::moment::Moment;
 use crate::shared_data::SharedData;
-use std::collections::{HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
 /// Questions in flight at most, of one service.
 const MOST_IN_FLIGHT: usize = 16;
@@ -64,8 +65,9 @@ impl Question {
 #[derive(Debug)]
 pub struct Refresher {
     scope: u64,
-    /// Every slot that waits or is asked about, so that none stands here twice.
-    listed: HashSet<Slot>,
+    /// Every slot that waits or is asked about, so that none stands here twice, and since
+    /// when (monotonic milliseconds).
+    listed: HashMap<Slot, u64>,
     waiting: VecDeque<Slot>,
     in_flight: usize,
     failures: u32,
@@ -78,7 +80,7 @@ impl Refresher {
     pub fn new(scope: u64) -> Self {
         Self {
             scope,
-            listed: HashSet::new(),
+            listed: HashMap::new(),
             waiting: VecDeque::new(),
             in_flight: 0,
             failures: 0,
@@ -87,24 +89,26 @@ impl Refresher {
     }
 
     /// Puts a slot on the list, unless it stands there.
-    pub fn add(&mut self, slot: Slot) {
-        if self.listed.insert(slot) {
+    pub fn add(&mut self, slot: Slot, now: Moment) {
+        if let Entry::Vacant(entry) = self.listed.entry(slot) {
+            entry.insert(now.monotonic);
             self.waiting.push_back(slot);
         }
     }
 
     /// Puts the slots on the list that requests found stale.
-    pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
+    pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications, now: Moment) {
         let marks = applications.marks(Mark::Stale, self.scope);
         for segment in 0..marks.segments() {
             for slot in marks.take(data, segment) {
-                self.add(slot);
+                self.add(slot, now);
             }
         }
     }
 
     /// What to ask now: as much as may be in flight. Called on ticks, and after an answer
-    /// so that the next question does not wait for one.
+    /// so that the next question does not wait for one. What another VM has
+    /// refreshed since it was listed here is left out.
     pub fn next(
         &mut self,
         data: &impl SharedData,
@@ -119,8 +123,9 @@ impl Refresher {
             && let Some(slot) = self.waiting.pop_front()
         {
             let scope = self.scope;
+            let listed = self.listed.get(&slot).copied().unwrap_or(u64::MAX);
             let question = applications.table().change_slot(data, slot, |record| {
-                (record.scope == scope).then(|| {
+                (record.scope == scope && record.fetched_at <= listed).then(|| {
                     let question = Question {
                         slot,
                         digest: record.digest,
@@ -149,6 +154,12 @@ impl Refresher {
         self.listed.remove(&slot);
         self.failures = 0;
         self.not_before = 0;
+    }
+
+    /// Another VM is asking already.
+    pub fn left_to_another(&mut self, slot: Slot) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.listed.remove(&slot);
     }
 
     /// A question was not answered: it is asked again, after a pause that grows. `jitter`

@@ -1,12 +1,10 @@
 //! The end of a call: what it says is remembered, and everybody who waited for it is
 //! decided about.
 
-use super::at_work::{self, AtWork};
-use super::{Call, Fetch, Root, Waiting, access, identification, lifetimes, settings};
-use crate::authorization::{Identity, Learned, Lifetimes, Question, Record, Verdict};
-use crate::config::Unknown;
+use super::basis::Basis;
+use super::{Call, Root, Waiting, access, identification, lifetimes, settings};
+use crate::authorization::{Landing, Learned, Question, Record};
 use crate::credentials::{Digest, Kind};
-use crate::host::abi::{self, Action};
 use crate::host::calls::{self, Answered};
 use crate::host::clock;
 use crate::host::local_reply::Reply;
@@ -15,68 +13,9 @@ use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{AuthorizeAnswer, Denial, ReportAnswer, ReportBody};
 use crate::usage::{Terms, push};
-use std::rc::Rc;
 
-/// Answers that a request waits for at most: the first can be about another key, and the next
-/// about the key and not the referrer.
-const MOST_ANSWERS: u8 = 3;
-
-/// What those who waited for an answer are decided on.
-enum Basis {
-    /// What is remembered by now.
-    Record,
-    /// A record that has no slot.
-    Uncached(Box<Record>),
-    /// Nobody answered. On what was known before, and without any such thing all are let in.
-    Unheard,
-    /// Somebody was let in unheard; on a record that has no slot, if there is one.
-    LetIn(Option<Box<Record>>),
-    /// On what was known before, and without any such thing this is said.
-    Nothing(Reply),
-    /// This is said to all.
-    Reply(Reply),
-}
-
-impl Basis {
-    fn decide(
-        &mut self,
-        at_work: &AtWork,
-        shared: &mut Shared,
-        identity: &Identity<'_>,
-        waiting: &Waiting,
-        lifetimes: &Lifetimes,
-        now: Moment,
-    ) -> Result<Verdict, Reply> {
-        let metrics = &at_work.service.metrics;
-        let usage = &waiting.usage;
-        let applications = &mut shared.applications;
-        let data = &shared.data;
-        let decided = match self {
-            Self::Reply(reply) => return Err(*reply),
-            Self::Uncached(record) | Self::LetIn(Some(record)) => {
-                Ok(applications.decide_uncached(data, record, identity, usage, metrics, now))
-            }
-            Self::Record => applications.decide(data, identity, usage, metrics, now),
-            Self::LetIn(None) | Self::Nothing(_) | Self::Unheard => {
-                applications.decide_unanswered(data, identity, usage, metrics, now)
-            }
-        };
-        match (decided, &*self) {
-            (Ok(Verdict::Unknown), Self::Nothing(reply)) => Err(*reply),
-            (Ok(Verdict::Unknown), Self::Unheard) => {
-                let learned =
-                    applications.let_in_unheard(data, identity, now, lifetimes.negative_ttl);
-                *self = match learned {
-                    Ok(Learned::Uncached(record)) => Self::LetIn(Some(record)),
-                    Ok(Learned::Remembered | Learned::TooManyMetrics) => Self::LetIn(None),
-                    Err(_) => Self::Reply(Reply::Contended),
-                };
-                self.decide(at_work, shared, identity, waiting, lifetimes, now)
-            }
-            (decided, _) => decided.map_err(|_| Reply::Contended),
-        }
-    }
-}
+/// Questions after the first with which an application's keys are found out.
+const MOST_ATTEMPTS: u8 = 2;
 
 impl Root {
     /// Takes in the answer to a call.
@@ -88,13 +27,7 @@ impl Root {
         let answered = Answered::read();
         match call {
             Call::Authorize(digest) => {
-                let answer = self
-                    .fetches
-                    .get(&digest)
-                    .map(|fetch| answered.to_authorize(identification(fetch.kind)));
-                if let Some(answer) = answer {
-                    self.answered_unknown(digest, &answer, shared, now);
-                }
+                self.answered_unknown(digest, &answered, shared, now);
             }
             Call::Refresh {
                 service,
@@ -124,31 +57,30 @@ impl Root {
     fn answered_unknown(
         &mut self,
         digest: Digest,
-        answer: &AuthorizeAnswer,
+        answered: &Answered,
         shared: &mut Shared,
         now: Moment,
     ) {
-        let Some(fetch) = self.fetches.remove(&digest) else {
+        let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        self.waiting = self.waiting.saturating_sub(fetch.waiting.len());
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return;
         };
         let lifetimes = lifetimes(&self.configuration);
-        let identity = at_work.identity_of(digest, &fetch, &fetch.asked);
-        let mut basis = match answer {
+        let identity = at_work.identity_of(digest, fetch, &fetch.asked);
+        let basis = match answered.to_authorize(identification(fetch.kind)) {
             AuthorizeAnswer::Known(authorization) => {
                 let learned = shared.applications.learn(
                     &shared.data,
                     &identity,
-                    authorization,
+                    &authorization,
                     &at_work.service.metrics,
                     now,
                     &lifetimes,
                 );
                 match learned {
-                    Ok(Learned::Remembered) => Basis::Record,
+                    Ok(Learned::Remembered) => Basis::Remembered,
                     Ok(Learned::Uncached(record)) => {
                         at_work.uncached(now);
                         Basis::Uncached(record)
@@ -165,112 +97,75 @@ impl Root {
                 let _ = shared.applications.learn_denial(
                     &shared.data,
                     &identity,
-                    *denial,
+                    denial,
                     now,
                     &lifetimes,
                 );
+                if denial == Denial::ApplicationKeyInvalid && self.ask_about_keys(digest, answered)
+                {
+                    return;
+                }
                 if denial.is_of_the_application() {
-                    Basis::Reply(Reply::Denied(*denial))
+                    Basis::Reply(Reply::Denied(denial))
                 } else {
-                    Basis::Record
+                    Basis::Remembered
                 }
             }
             AuthorizeAnswer::Misconfigured(what) => {
-                at_work.misconfigured(*what, now);
-                Basis::Nothing(Reply::Misconfigured)
+                at_work.misconfigured(what, now);
+                Basis::Known(Reply::Misconfigured)
             }
             AuthorizeAnswer::Failed(failure) => {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed(failure.as_str(), now);
-                if self.configuration.authorization.unknown == Unknown::Allow {
-                    Basis::Unheard
-                } else {
-                    Basis::Nothing(Reply::BackendFailed)
-                }
+                self.unheard()
             }
         };
-        let mut again = Vec::new();
-        for waiting in fetch.waiting.iter() {
-            // A stream that has ended meanwhile is not counted.
-            if abi::set_effective_context(waiting.stream_id).is_err() {
-                continue;
-            }
-            let unheard = matches!(basis, Basis::Unheard | Basis::LetIn(_));
-            let identity = at_work.identity_of(digest, &fetch, &waiting.shows);
-            let verdict = basis.decide(at_work, shared, &identity, waiting, &lifetimes, now);
-            let reply = match verdict {
-                Ok(Verdict::Admitted { stale }) => {
-                    at_work.admitted(stale);
-                    if unheard && matches!(basis, Basis::LetIn(_)) {
-                        at_work.stats.count(Counter::AdmittedUnknown);
-                    }
-                    let _ = abi::continue_request();
-                    continue;
-                }
-                Ok(Verdict::Refused(refusal)) => refusal.into(),
-                // The answer was about another key or referrer than this one's.
-                Ok(Verdict::Unknown)
-                    if matches!(basis, Basis::Record) && waiting.answers < MOST_ANSWERS =>
-                {
-                    again.push(waiting);
-                    continue;
-                }
-                // The caller may try again.
-                Ok(Verdict::Unknown) => Reply::Contended,
-                Err(reply) => reply,
-            };
-            at_work.refused(reply).send(now);
-        }
-        let again: Vec<_> = again
-            .into_iter()
-            .map(|waiting| Waiting {
-                answers: waiting.answers.saturating_add(1),
-                ..waiting.clone()
-            })
-            .collect();
-        if let Basis::Uncached(record) | Basis::LetIn(Some(record)) = basis {
-            self.report_uncached(fetch.service, *record, shared, now);
-        }
-        for waiting in again {
-            self.wait_again(digest, &fetch, waiting, shared, now);
-        }
+        // Others first: they go on while this VM does.
+        self.land(digest, basis.landing(), shared);
+        self.conclude(digest, basis, shared, now);
     }
 
-    /// A request that shows something else than the question did waits for an answer of its
-    /// own, or of the one of these that is first.
-    fn wait_again(
-        &mut self,
-        digest: Digest,
-        fetch: &Fetch,
-        waiting: Waiting,
-        shared: &mut Shared,
-        now: Moment,
-    ) {
+    /// A key is wrong, and others wait with other keys: asks once for all of them, without a
+    /// key, which has the application's keys listed, and then with one of these. False: it is
+    /// not worth it, or leads nowhere.
+    fn ask_about_keys(&mut self, digest: Digest, answered: &Answered) -> bool {
+        let Some(fetch) = self.fetches.get(&digest) else {
+            return false;
+        };
         let Some(at_work) = self.services.get(fetch.service) else {
-            return;
+            return false;
         };
-        let stream_id = waiting.stream_id;
-        let shows = waiting.shows.clone();
-        let service = Rc::clone(&at_work.service);
-        let identity = Identity {
-            shown: at_work::shown(&service, &shows),
-            ..at_work.identity_of(digest, fetch, &fetch.asked)
+        let others = |waiting: &Waiting| waiting.shows.app_key != fetch.asked.app_key;
+        if fetch.attempt >= MOST_ATTEMPTS || !fetch.waiting.iter().any(others) {
+            return false;
+        }
+        let app_key = match fetch.asked.app_key {
+            Some(_) => None,
+            None => match answered
+                .to_listed_keys()
+                .and_then(|keys| keys.into_iter().next())
+            {
+                Some(key) => Some(key),
+                None => return false,
+            },
         };
-        let decided = self.wait((fetch.service, identity), waiting, shared, now);
-        if matches!(decided, Ok(Action::Pause)) || abi::set_effective_context(stream_id).is_err() {
-            return;
+        let asked = at_work.asks_again_with(app_key.as_deref());
+        let service = fetch.service;
+        let Some(token) = self.ask(service, fetch.kind, &fetch.value, &asked) else {
+            return false;
+        };
+        self.count(service, Counter::AuthorizeCalls);
+        self.calls.insert(token, Call::Authorize(digest));
+        if let Some(fetch) = self.fetches.get_mut(&digest) {
+            fetch.asked = asked;
+            fetch.attempt = fetch.attempt.saturating_add(1);
         }
-        match decided {
-            Ok(Action::Pause) => {}
-            Ok(Action::Continue) => {
-                let _ = abi::continue_request();
-            }
-            Err(reply) => reply.send(now),
-        }
+        true
     }
 
     /// Reports the usage of a record that has no slot.
-    fn report_uncached(
+    pub(super) fn report_uncached(
         &mut self,
         index: usize,
         mut record: Record,
@@ -353,10 +248,12 @@ impl Root {
                 match question.after_wrong_key(listed) {
                     Some(next) => self.ask_again(index, next, shared, now),
                     None => {
+                        // Who shows a key asks with it.
                         let _ = shared
                             .applications
                             .expire(&shared.data, (slot, digest), now);
                         at_work.refresher.answered(slot);
+                        self.land(digest, Landing::Remembered, shared);
                     }
                 }
                 return;
@@ -365,16 +262,18 @@ impl Root {
             AuthorizeAnswer::Misconfigured(what) => {
                 at_work.misconfigured(*what, now);
                 at_work.refresher.failed(slot, now, shared.random());
+                self.land(digest, Landing::Misconfigured, shared);
                 return;
             }
             AuthorizeAnswer::Failed(failure) => {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed(failure.as_str(), now);
                 at_work.refresher.failed(slot, now, shared.random());
+                self.land(digest, Landing::Failed, shared);
                 return;
             }
         };
-        let with = at_work.asks_again_with(&question);
+        let with = at_work.asks_again_with(question.app_key.as_deref());
         let taken = shared.applications.refresh(
             &shared.data,
             (slot, digest, &at_work.shown(&with)),
@@ -388,6 +287,11 @@ impl Root {
         } else {
             at_work.refresher.failed(slot, now, shared.random());
         }
+        let landing = match known {
+            Ok(_) => Landing::Remembered,
+            Err(denial) => Landing::denied(denial),
+        };
+        self.land(digest, landing, shared);
     }
 
     pub(super) fn answered_report(

@@ -2,7 +2,7 @@
 //! the log lines that it writes seldom.
 
 use super::Fetch;
-use crate::authorization::{Asked, Identity, KeyRule, Question, Referrer, Refresher, Shown};
+use crate::authorization::{Asked, Identity, KeyRule, Referrer, Refresher, Shown};
 use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
 use crate::host::local_reply::Reply;
@@ -115,9 +115,8 @@ impl AtWork {
     }
 
     /// What is shown in a question about an application that is known.
-    pub fn asks_again_with(&self, question: &Question) -> Asked {
-        self.shown(&Asked::default())
-            .about_application(question.app_key.as_deref())
+    pub fn asks_again_with(&self, app_key: Option<&str>) -> Asked {
+        self.shown(&Asked::default()).about_application(app_key)
     }
 
     pub fn admitted(&self, stale: bool) {

@@ -1,15 +1,19 @@
 //! One configuration at work in one VM.
 //!
 //! What it does stands apart by when it happens: [`requests`] as they come, [`answers`]
-//! when a call ends, [`ticks`] when time has passed. [`at_work`] is one service of it.
+//! when a call ends, [`ticks`] when time has passed. [`flights`] is what it has to do with
+//! the other VMs of the process, [`at_work`] is one service of it.
 
 mod answers;
 mod at_work;
+mod basis;
 pub mod bodies;
+mod flights;
 mod requests;
 mod ticks;
 
 use self::at_work::AtWork;
+use self::flights::Listening;
 use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
@@ -41,7 +45,13 @@ struct Fetch {
     value: Vec<u8>,
     /// What the question shows besides the identity.
     asked: Asked,
+    /// How many questions led to this one.
+    attempt: u8,
     waiting: Vec<Waiting>,
+    /// Another VM asks, until then (monotonic milliseconds). `None`: this one does.
+    waits_until: Option<u64>,
+    /// It has been waited for before, in vain: not a third time.
+    again: bool,
 }
 
 /// What a call was made for.
@@ -73,6 +83,7 @@ pub struct Root {
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
+    listening: Listening,
     calls: HashMap<u32, Call>,
     unmatched: UnmatchedHosts,
     swept: u32,
@@ -105,6 +116,7 @@ impl Root {
             services,
             fetches: HashMap::new(),
             waiting: 0,
+            listening: Listening::default(),
             calls: HashMap::new(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,

@@ -1,7 +1,7 @@
 //! A request, from its headers to its decision or its pause.
 
 use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
-use crate::authorization::{Asked, Identity, Verdict, application};
+use crate::authorization::{Asked, Joined, Landing, Verdict, application};
 use crate::config::{NotAHost, Unknown, UnmatchedHosts};
 use crate::credentials::{Body, Digest, Found, Kind, Stripped};
 use crate::host::abi::{self, Action, HostResult, MapType};
@@ -107,21 +107,33 @@ impl Root {
                     shows: identity.shown.to_asked(),
                     answers: 0,
                 };
-                self.wait((index, identity), waiting, shared, now)
+                let fetch = Fetch {
+                    service: index,
+                    kind: identity.kind,
+                    value: identity.value.to_vec(),
+                    asked: Asked::default(),
+                    attempt: 0,
+                    waiting: Vec::new(),
+                    waits_until: None,
+                    again: false,
+                };
+                let digest = identity.digest;
+                self.wait(digest, fetch, waiting, shared, now)
             }
         }
     }
 
     /// Pauses the request until its application is known, and asks unless that has
-    /// been done for another request.
-    pub(super) fn wait(
+    /// been done for another request, of this worker or of another.
+    fn wait(
         &mut self,
-        (service, identity): (usize, Identity<'_>),
+        digest: Digest,
+        mut fetch: Fetch,
         waiting: Waiting,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
-        let digest = identity.digest;
+        let service = fetch.service;
         if self.waiting >= MOST_WAITING {
             return Err(self.refused(service, Reply::Overloaded));
         }
@@ -130,28 +142,81 @@ impl Root {
             self.waiting = self.waiting.saturating_add(1);
             return Ok(Action::Pause);
         }
-        let question = shared.applications.question(&shared.data, &identity, now);
-        let Some(asked) = question else {
+        fetch.waiting.push(waiting);
+        match self.join(digest, shared, now) {
+            Joined::Waits { until } => {
+                fetch.waits_until = Some(until);
+                self.count(service, Counter::AuthorizeShared);
+                self.put_fetch(digest, fetch);
+                return Ok(Action::Pause);
+            }
+            Joined::Asks => {
+                if let Some(decided) = self.decide_again(digest, &fetch, shared, now) {
+                    self.land(digest, Landing::Remembered, shared);
+                    return decided;
+                }
+            }
+            Joined::Alone => {}
+        }
+        let Some(asked) = self.question(digest, &fetch, shared, now) else {
+            self.land(digest, Landing::Remembered, shared);
             let denial = Denial::ApplicationKeyInvalid;
             return Err(self.refused(service, Reply::Denied(denial)));
         };
-        let fetch = Fetch {
-            service,
-            kind: identity.kind,
-            value: identity.value.to_vec(),
-            asked,
-            waiting: vec![waiting],
-        };
+        fetch.asked = asked;
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
         let Some(token) = self.ask(service, fetch.kind, &fetch.value, &fetch.asked) else {
-            return self.unasked(fetch, digest, shared, now);
+            let decided = self.unasked(fetch, digest, shared, now);
+            self.land(digest, Landing::Failed, shared);
+            return decided;
         };
         self.count(service, Counter::AuthorizeCalls);
         self.calls.insert(token, Call::Authorize(digest));
-        self.fetches.insert(digest, fetch);
-        self.waiting = self.waiting.saturating_add(1);
+        self.put_fetch(digest, fetch);
         Ok(Action::Pause)
+    }
+
+    /// What to ask for the first of those who wait. `None`: nothing, for its key is wrong.
+    pub(super) fn question(
+        &self,
+        digest: Digest,
+        fetch: &Fetch,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Option<Asked> {
+        let at_work = self.services.get(fetch.service)?;
+        let identity = at_work.identity_of(digest, fetch, &fetch.waiting.first()?.shows);
+        let applications = &mut shared.applications;
+        applications.question(&shared.data, &identity, now)
+    }
+
+    /// Another worker may have had its answer between the first look and the question:
+    /// what is decided then about the request whose callback is running.
+    fn decide_again(
+        &self,
+        digest: Digest,
+        fetch: &Fetch,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Option<Result<Action, Reply>> {
+        let at_work = self.services.get(fetch.service)?;
+        let verdict = shared.applications.decide(
+            &shared.data,
+            &at_work.identity_of(digest, fetch, &fetch.waiting.first()?.shows),
+            &shared.usage,
+            &at_work.service.metrics,
+            now,
+        );
+        Some(match verdict {
+            Ok(Verdict::Unknown) => return None,
+            Ok(Verdict::Admitted { stale }) => {
+                at_work.admitted(stale);
+                Ok(Action::Continue)
+            }
+            Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
+            Err(_) => Err(at_work.refused(Reply::Contended)),
+        })
     }
 
     /// The call could not even be made. Decided at once, for the request whose callback

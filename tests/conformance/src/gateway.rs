@@ -293,7 +293,7 @@ impl Gateway {
         let table = self.applications.table();
         let slot = table.change(&self.data, digest, |_| Change::Keep(()))?;
         if let Some((slot, ())) = slot {
-            service.refresher.add(slot);
+            service.refresher.add(slot, at);
         }
         service.refresh(&self.data, &mut self.applications, &mut self.backend, at)
     }
@@ -424,7 +424,7 @@ impl Service {
             };
             let (reports, _) = self.flusher.next(data, applications, &access, &terms);
             for slot in self.flusher.take_due() {
-                self.refresher.add(slot);
+                self.refresher.add(slot, now);
             }
             if reports.is_empty() {
                 return Ok(());
@@ -449,7 +449,7 @@ impl Service {
         backend: &mut Backend,
         now: Moment,
     ) -> Result<()> {
-        self.refresher.take_marks(data, applications);
+        self.refresher.take_marks(data, applications, now);
         loop {
             let questions = self.refresher.next(data, applications, now);
             if questions.is_empty() {
