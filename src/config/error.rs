@@ -121,6 +121,9 @@ pub enum Problem {
         "must be the name of an environment variable: letters, digits and \"_\", like TG_SERVICE_TOKEN"
     )]
     EnvironmentName,
+    /// Two things that give the right to ask.
+    #[error("stands here besides a token: name one of them")]
+    TwoRights,
     /// A token with characters that no token has. The token is not shown.
     #[error(
         "the token has white space or control characters in it; is there a line break at its end?"

@@ -27,7 +27,7 @@ pub use error::{ConfigurationError, Problem};
 pub use exemption::{Exemption, ExemptionError};
 pub use hosts::{HostError, HostPattern, NotAHost};
 pub use secret::Secret;
-pub use service::Service;
+pub use service::{Right, Service};
 pub use settings::{
     AuthorizationSettings, ReportingSettings, ServiceManagement, Uncertain, Unknown, UnmatchedHosts,
 };

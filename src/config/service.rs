@@ -21,8 +21,11 @@ const LONGEST_ID: usize = 128;
 pub struct Service {
     /// Its id at service management: 1 to 128 visible ASCII characters.
     pub id: String,
-    /// What proves to service management that we may ask; visible ASCII, not empty.
-    pub token: Secret,
+    /// What proves to service management that we may ask.
+    pub right: Right,
+    /// Whether it is in OAuth mode at service management: asked at `oauth_authorize.xml`,
+    /// and an `app_key` is checked where one is shown and needed by nobody.
+    pub oauth: bool,
     /// What its applications' identities are digested with.
     pub scope: Scope,
     /// The hosts of its requests; at least one.
@@ -35,6 +38,15 @@ pub struct Service {
     pub rules: Rules,
     /// What passes untouched.
     pub exemptions: Vec<Exemption>,
+}
+
+/// What gives the right to ask about a service; visible ASCII, not empty.
+#[derive(Clone, Debug)]
+pub enum Right {
+    /// A service token.
+    ServiceToken(Secret),
+    /// The provider's key.
+    ProviderKey(Secret),
 }
 
 impl Service {
@@ -57,7 +69,7 @@ impl Service {
             let problem = Problem::ServiceId(quoted(&shape.id));
             return Err(place.field("id").error(problem));
         }
-        let token = token(&shape.token, &place.field("token"), environment)?;
+        let right = right(&shape, place, environment)?;
         let hosts = hosts(&shape.hosts, &place.field("hosts"))?;
         let credentials = match &shape.credentials {
             Some(shape) => credentials(&shape.0, &place.field("credentials"), environment)?,
@@ -77,7 +89,8 @@ impl Service {
                 service: shape.id.clone(),
             },
             id: shape.id,
-            token,
+            right,
+            oauth: shape.oauth,
             hosts,
             credentials,
             metrics,
@@ -87,12 +100,31 @@ impl Service {
     }
 }
 
+fn right(
+    shape: &shape::Service,
+    place: &Place<'_>,
+    environment: Environment<'_>,
+) -> Result<Right, ConfigurationError> {
+    match (&shape.token, &shape.provider_key) {
+        (Some(shape), None) => {
+            token(shape, &place.field("token"), environment).map(Right::ServiceToken)
+        }
+        (None, Some(shape)) => {
+            token(shape, &place.field("provider_key"), environment).map(Right::ProviderKey)
+        }
+        (Some(_), Some(_)) => Err(place.field("provider_key").error(Problem::TwoRights)),
+        (None, None) => Err(place.field("token").error(Problem::Missing(
+            ": the service token, like { env: TG_SERVICE_TOKEN }, or provider_key in its place",
+        ))),
+    }
+}
+
 fn token(
     shape: &shape::Token,
     place: &Place<'_>,
     environment: Environment<'_>,
 ) -> Result<Secret, ConfigurationError> {
-    let what = "a service token, or { env: NAME } for one from the environment";
+    let what = "a token or key, or { env: NAME } for one from the environment";
     let token = secret(shape, place, environment, what)?;
     if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(place.error(Problem::TokenCharacters));

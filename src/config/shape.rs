@@ -42,7 +42,12 @@ pub(super) struct ServiceManagement {
 #[serde(deny_unknown_fields)]
 pub(super) struct Service {
     pub(super) id: String,
-    pub(super) token: Token,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) token: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) provider_key: Option<Token>,
+    #[serde(default)]
+    pub(super) oauth: bool,
     pub(super) hosts: Vec<String>,
     #[serde(default, deserialize_with = "present")]
     pub(super) credentials: Option<Object<Credentials>>,
@@ -291,7 +296,6 @@ fn hint(field: &str) -> &'static str {
         "authority" => ": the host of service management, like su1.3scale.net",
         "services" => ": the list of services that this gateway guards",
         "id" => ": the service's id at service management, like \"1001\"",
-        "token" => ": the service token, like { env: TG_SERVICE_TOKEN }",
         "hosts" => ": the hosts of the service's requests, like [api.example.com]",
         "mapping_rules" => {
             ": what requests count as, like [{ pattern: \"/\", usage: { hits: 1 } }]"

@@ -20,6 +20,13 @@ fn environment(name: &str) -> Option<String> {
     }
 }
 
+fn token_of(service: &Service) -> &str {
+    match &service.right {
+        Right::ServiceToken(token) => token.expose(),
+        Right::ProviderKey(_) => panic!("a provider key"),
+    }
+}
+
 /// The shortest configuration that can stand.
 fn shortest() -> Value {
     json!({
@@ -169,7 +176,7 @@ fn every_field_is_read() {
         .unwrap()
         .unwrap();
     assert_eq!((index, service.id.as_str()), (0, "1001"));
-    assert_eq!(service.token.expose(), "from-the-environment");
+    assert_eq!(token_of(service), "from-the-environment");
     assert_eq!(service.scope.cluster, "backend");
     assert_eq!(service.scope.authority, "backend.local:3000");
     assert_eq!(service.scope.service, "1001");
@@ -316,7 +323,7 @@ fn a_missing_field_is_named_with_what_it_is_for() {
         ),
         (
             "/services/0/token",
-            "services[0].token: is missing: the service token, like { env: TG_SERVICE_TOKEN }",
+            "services[0].token: is missing: the service token, like { env: TG_SERVICE_TOKEN }, or provider_key in its place",
         ),
         (
             "/services/0/hosts",
@@ -356,7 +363,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/host",
-            "services[0].host: is unknown; the fields here are id, token, hosts, credentials, mapping_rules, metrics, exempt",
+            "services[0].host: is unknown; the fields here are id, token, provider_key, oauth, hosts, credentials, mapping_rules, metrics, exempt",
         ),
         (
             "/services/0/mapping_rules/0/verb",
@@ -698,7 +705,7 @@ fn a_token_that_cannot_be_one_is_refused_and_not_shown() {
         (json!({ "env": "$s3cr3t" }), name),
         (
             json!(""),
-            "services[0].token: is empty: it must be a service token, or { env: NAME } for one from the environment",
+            "services[0].token: is empty: it must be a token or key, or { env: NAME } for one from the environment",
         ),
         (json!("s3cr3t "), characters),
         (json!({ "env": "TG_LINE" }), characters),
@@ -708,6 +715,29 @@ fn a_token_that_cannot_be_one_is_refused_and_not_shown() {
         let debug = format!("{:?}", parse(&configuration).unwrap_err());
         assert!(!debug.contains("s3cr3t"), "{debug}");
     }
+}
+
+#[test]
+fn a_provider_key_stands_in_place_of_a_token_and_never_beside_one() {
+    let both = with("/services/0/provider_key", json!("k3y"));
+    assert_eq!(
+        error(&both),
+        "services[0].provider_key: stands here besides a token: name one of them"
+    );
+    let mut only = both;
+    only["services"][0].as_object_mut().unwrap().remove("token");
+    let configuration = parse(&only).unwrap();
+    assert!(
+        matches!(&configuration.services[0].right, Right::ProviderKey(key) if key.expose() == "k3y")
+    );
+    assert!(!format!("{configuration:?}").contains("k3y"));
+}
+
+#[test]
+fn a_service_is_in_oauth_mode_only_where_it_says_so() {
+    assert!(!parse(&shortest()).unwrap().services[0].oauth);
+    let oauth = with("/services/0/oauth", json!(true));
+    assert!(parse(&oauth).unwrap().services[0].oauth);
 }
 
 #[test]

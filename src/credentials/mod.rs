@@ -19,7 +19,7 @@ use crate::request::Request;
 use source::Held;
 
 pub use credential::{Credential, Kind, MAXIMUM_BYTES};
-pub use identity::{Digest, Identities, Scope};
+pub use identity::{Digest, Identities, Part, Scope};
 pub use source::{BasicPart, Body, CookieName, HeaderName, ParameterName, Source, SourceError};
 pub use strip::{Stripped, StrippedHeader};
 
@@ -226,6 +226,12 @@ impl Credentials {
             other => other,
         };
         credential.map_or(Found::Unusable, Found::Credential)
+    }
+
+    /// Whether the `Referer` of a request belongs to its credential.
+    #[must_use]
+    pub const fn looks_at_referrer(&self) -> bool {
+        self.referrer
     }
 
     /// What the upstream is to see in place of the credentials; `None` if it may see them.

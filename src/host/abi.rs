@@ -18,6 +18,8 @@ pub enum Status {
     NotFound,
     /// An argument is not acceptable: an unknown cluster, a stream that has ended.
     BadArgument,
+    /// There is no message in the queue.
+    Empty,
     /// Somebody else changed the value meanwhile.
     CasMismatch,
     /// Anything else, by number.
@@ -164,6 +166,13 @@ mod imports {
             value_size: usize,
             cas: u32,
         ) -> u32;
+        pub fn proxy_register_shared_queue(
+            name: *const u8,
+            name_size: usize,
+            token: *mut u32,
+        ) -> u32;
+        pub fn proxy_enqueue_shared_queue(token: u32, message: *const u8, size: usize) -> u32;
+        pub fn proxy_dequeue_shared_queue(token: u32, data: *mut *mut u8, size: *mut usize) -> u32;
         pub fn proxy_http_call(
             cluster: *const u8,
             cluster_size: usize,
@@ -215,6 +224,7 @@ fn checked(status: u32) -> HostResult<()> {
         0 => Ok(()),
         1 => Err(Status::NotFound),
         2 => Err(Status::BadArgument),
+        7 => Err(Status::Empty),
         8 => Err(Status::CasMismatch),
         other => Err(Status::Other(other)),
     }
@@ -379,6 +389,34 @@ pub fn set_shared_data(key: &[u8], value: &[u8], cas: u32) -> HostResult<()> {
     checked(unsafe {
         imports::proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas)
     })
+}
+
+/// Lets the root of the effective context listen to the queue of this name, instead of
+/// whoever did; `proxy_on_queue_ready` is called on it for each message that comes from now
+/// on. Returns the queue's token. Messages that are in it stay.
+pub fn register_queue(name: &[u8]) -> HostResult<u32> {
+    let mut token = 0;
+    // SAFETY: the name is live and the out-pointer is valid for the call.
+    checked(unsafe {
+        imports::proxy_register_shared_queue(name.as_ptr(), name.len(), &raw mut token)
+    })?;
+    Ok(token)
+}
+
+/// Puts a message into a queue and wakes whoever listens to it, on another thread too.
+pub fn enqueue(token: u32, message: &[u8]) -> HostResult<()> {
+    // SAFETY: the message is live.
+    checked(unsafe { imports::proxy_enqueue_shared_queue(token, message.as_ptr(), message.len()) })
+}
+
+/// Takes the next message out of a queue. `Empty`: there is none.
+pub fn dequeue(token: u32) -> HostResult<Vec<u8>> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the out-pointers are valid for the call.
+    let status =
+        unsafe { imports::proxy_dequeue_shared_queue(token, &raw mut data, &raw mut size) };
+    checked(status)?;
+    Ok(taken(data, size))
 }
 
 /// Starts an HTTP call from the effective context and returns its token.
@@ -561,6 +599,7 @@ mod tests {
             checked(types::Status::CasMismatch as u32),
             Err(Status::CasMismatch)
         );
+        assert_eq!(checked(types::Status::Empty as u32), Err(Status::Empty));
         assert_eq!(
             MapType::RequestHeaders as u32,
             types::MapType::HttpRequestHeaders as u32

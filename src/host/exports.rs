@@ -76,6 +76,11 @@ extern "C" fn proxy_on_tick(root_id: u32) {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn proxy_on_queue_ready(_root_id: u32, queue: u32) {
+    with_vm(|vm| vm.on_queue_ready(queue));
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn proxy_on_request_headers(stream_id: u32, _headers: usize, end_of_stream: u32) -> u32 {
     // Paused without a reply, the stream would end at its timeout; never let through.
     let action = with_vm(|vm| vm.on_request_headers(stream_id, end_of_stream != 0));

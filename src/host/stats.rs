@@ -32,6 +32,8 @@ pub enum Counter {
     Uncached,
     /// Questions sent about unknown applications.
     AuthorizeCalls,
+    /// Questions not sent, because another worker was asking the same.
+    AuthorizeShared,
     /// Questions sent about known applications.
     RefreshCalls,
     /// Questions without a usable answer.
@@ -59,7 +61,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 23] = [
+    const ALL: [(Self, &'static str); 24] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),
@@ -71,6 +73,7 @@ impl Counter {
         (Self::Unavailable, "requests_unavailable"),
         (Self::Uncached, "requests_uncached"),
         (Self::AuthorizeCalls, "authorize_calls"),
+        (Self::AuthorizeShared, "authorize_shared"),
         (Self::RefreshCalls, "refresh_calls"),
         (Self::AuthorizeFailures, "authorize_failures"),
         (Self::Misconfigured, "misconfigured"),

@@ -11,7 +11,7 @@ use super::root::Root;
 use super::root::bodies::{Bodies, LARGEST_BODY, is_too_large};
 use super::seed;
 use super::shared_data::HostSharedData;
-use crate::authorization::Applications;
+use crate::authorization::{Applications, Flights};
 use crate::config::Configuration;
 use crate::credentials::Body;
 use crate::mapping::Usage;
@@ -31,6 +31,8 @@ pub struct Shared {
     pub data: HostSharedData,
     /// The records.
     pub applications: Applications,
+    /// The questions under way.
+    pub flights: Flights,
     /// What the current request costs; its memory is used again.
     pub usage: Usage,
     /// The bits this VM offers as the key of the digests.
@@ -223,6 +225,18 @@ impl Vm {
             .retain(|root| before.saturating_sub(root.ticked_at) <= GONE_MILLISECONDS);
     }
 
+    /// There is a message in a queue. Of another VM, when this one has taken the place of
+    /// one that trapped, or Envoy's main thread is told what the VM was that tried a
+    /// configuration out.
+    pub fn on_queue_ready(&mut self, queue: u32) {
+        let Some(shared) = &mut self.shared else {
+            return;
+        };
+        if let Some(root) = self.roots.iter_mut().find(|root| root.listens_to(queue)) {
+            root.on_queue_ready(queue, shared);
+        }
+    }
+
     /// A call was answered, or failed.
     pub fn on_call_response(&mut self, root_id: u32, token: u32) {
         let Some(shared) = &mut self.shared else {
@@ -259,6 +273,7 @@ fn open(capacity: u32) -> Option<Shared> {
     Some(Shared {
         data,
         applications: Applications::open(&data, capacity),
+        flights: Flights::default(),
         usage: Usage::new(),
         offer,
         random,

@@ -203,7 +203,7 @@ impl Replay<'_> {
         if call.op == Operation::Authorize || (admitted && call.status != 200) {
             self.gateway.restore(before);
         } else if admitted {
-            self.gateway.went_on(&call.service, consumer, call.at)?;
+            self.gateway.went_on(&call.service, call.at)?;
         } else if call.status == 200 {
             self.foreign(consumer, call)?;
         }

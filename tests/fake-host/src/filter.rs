@@ -10,6 +10,7 @@ unsafe extern "C" {
     fn proxy_on_context_create(context: u32, root: u32);
     fn proxy_on_configure(root: u32, size: usize) -> u32;
     fn proxy_on_tick(root: u32);
+    fn proxy_on_queue_ready(root: u32, queue: u32);
     fn proxy_on_http_call_response(
         root: u32,
         token: u32,
@@ -32,7 +33,7 @@ pub(crate) fn tollgate() -> Guest {
         on_context_create: Some(proxy_on_context_create),
         on_configure: Some(proxy_on_configure),
         on_tick: Some(proxy_on_tick),
-        on_queue_ready: None,
+        on_queue_ready: Some(proxy_on_queue_ready),
         on_http_call_response: Some(proxy_on_http_call_response),
         on_request_headers: Some(proxy_on_request_headers),
         on_done: None,

@@ -326,6 +326,14 @@ impl FakeEnvoy {
         lock(&self.0.misuses).clone()
     }
 
+    /// Puts a message into every shared queue, as another plugin of the process could.
+    pub fn post(&self, message: &[u8]) {
+        let mut token = 1;
+        while self.0.queues.enqueue(token, message).is_ok() {
+            token += 1;
+        }
+    }
+
     /// How many messages wait in shared queues.
     pub fn queued(&self) -> usize {
         self.0.queues.waiting()

@@ -7,6 +7,7 @@
 
 mod accidents;
 mod asking;
+mod flights;
 mod flush;
 mod limits;
 mod refresh;

@@ -85,6 +85,11 @@ pub fn gateway_of(workers: usize, configuration: &str) -> (FakeEnvoy, Vec<Worker
     (envoy, workers)
 }
 
+/// Workers cannot wake each other from now on, so each asks for itself.
+pub fn without_queues(envoy: &FakeEnvoy) {
+    envoy.fail_next("proxy_register_shared_queue", 10, usize::MAX);
+}
+
 /// A request with a user key in its query.
 pub fn get(worker: &Worker, key: &str) -> Outcome {
     worker.request().get(format!("/?user_key={key}")).send()
