@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::duration;
 use super::exemption::ExemptionError;
 use super::hosts::HostError;
+use super::sharing::PathPrefixError;
 use crate::credentials::SourceError;
 use crate::mapping::{MetricsError, RuleError};
 
@@ -134,9 +135,9 @@ pub enum Problem {
         /// Why it is none.
         error: HostError,
     },
-    /// A host of two services, or twice of one.
+    /// A host of two services that nothing tells apart, or twice of one.
     #[error(
-        "{found}: belongs to service {service:?} already ({first}); a host can have one service only"
+        "{found}: belongs to service {service:?} already ({first}); services on one host are told apart by path_prefix or route"
     )]
     HostTaken {
         /// The host as given.
@@ -146,6 +147,17 @@ pub enum Problem {
         /// The path at which that service names it.
         first: String,
     },
+    /// Not a path prefix.
+    #[error("{found}: {error}")]
+    PathPrefix {
+        /// The prefix as given.
+        found: String,
+        /// Why it is none.
+        error: PathPrefixError,
+    },
+    /// Not the name of a route.
+    #[error("{0}: must be the name of a route in Envoy, of 1 to 256 bytes, like orders")]
+    Route(String),
     /// Not one place to look in.
     #[error(
         "must name exactly one place to look in, like {{ query: user_key }} or {{ header: x-api-key }}"

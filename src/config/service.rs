@@ -7,7 +7,10 @@ use serde_json::Value;
 
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
-use super::{Environment, Exemption, HostPattern, Secret, ServiceManagement, shape};
+use super::{
+    Environment, Exemption, HostPattern, PathPrefix, RouteName, Secret, ServiceManagement, Share,
+    shape,
+};
 use crate::credentials::{
     Credentials, CredentialsError, HeaderName, QueryName, Scope, Source, SourceError,
 };
@@ -28,6 +31,8 @@ pub struct Service {
     pub scope: Scope,
     /// The hosts of its requests; at least one.
     pub hosts: Vec<HostPattern>,
+    /// Which of the requests for these hosts are its own.
+    pub share: Share,
     /// Where its consumers put their credentials.
     pub credentials: Credentials,
     /// The metrics that its rules and hierarchy name.
@@ -60,6 +65,7 @@ impl Service {
         }
         let token = token(&shape.token, &place.field("token"), environment)?;
         let hosts = hosts(&shape.hosts, &place.field("hosts"))?;
+        let share = share(&shape, place)?;
         let credentials = match &shape.credentials {
             Some(shape) => credentials(&shape.0, &place.field("credentials"))?,
             None => Credentials::default(),
@@ -80,6 +86,7 @@ impl Service {
             id: shape.id,
             token,
             hosts,
+            share,
             credentials,
             metrics,
             rules,
@@ -136,6 +143,26 @@ fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, Config
             })
         })
         .collect()
+}
+
+fn share(shape: &shape::Service, place: &Place<'_>) -> Result<Share, ConfigurationError> {
+    let path_prefix = match &shape.path_prefix {
+        Some(text) => PathPrefix::parse(text).map_err(|error| {
+            place.field("path_prefix").error(Problem::PathPrefix {
+                found: quoted(text),
+                error,
+            })
+        })?,
+        None => PathPrefix::default(),
+    };
+    let route = match &shape.route {
+        Some(name) => Some(
+            RouteName::new(name)
+                .ok_or_else(|| place.field("route").error(Problem::Route(quoted(name))))?,
+        ),
+        None => None,
+    };
+    Ok(Share { path_prefix, route })
 }
 
 fn credentials(

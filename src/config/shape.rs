@@ -45,6 +45,10 @@ pub(super) struct Service {
     pub(super) token: Token,
     pub(super) hosts: Vec<String>,
     #[serde(default, deserialize_with = "present")]
+    pub(super) path_prefix: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) route: Option<String>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) credentials: Option<Object<Credentials>>,
     pub(super) mapping_rules: Vec<Object<MappingRule>>,
     #[serde(default)]

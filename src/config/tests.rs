@@ -113,6 +113,8 @@ fn every_field_is_read() {
                 "id": "1001",
                 "token": { "env": "TG_SERVICE_TOKEN" },
                 "hosts": ["api.example.com", "*.partners.example.com"],
+                "path_prefix": "/v1",
+                "route": "orders",
                 "credentials": { "user_key": [{ "header": "X-Api-Key" }, { "query": "key" }] },
                 "mapping_rules": [
                     { "method": "GET", "pattern": "/v1/orders/{id}$", "usage": { "orders": 2 }, "last": true },
@@ -165,8 +167,9 @@ fn every_field_is_read() {
     assert_eq!(configuration.unmatched_hosts, UnmatchedHosts::Pass);
 
     let (index, service) = configuration
-        .service_for(b"a.partners.example.com:443")
-        .unwrap()
+        .service_for(b"a.partners.example.com:443", b"/v1/x", || {
+            Some(b"orders".to_vec())
+        })
         .unwrap();
     assert_eq!((index, service.id.as_str()), (0, "1001"));
     assert_eq!(service.token.expose(), "from-the-environment");
@@ -211,7 +214,8 @@ fn every_field_is_read() {
     assert!(exempt(b"GET", b"/public/a"));
     assert!(!exempt(b"POST", b"/public/a"));
 
-    let (index, service) = configuration.service_for(b"anything").unwrap().unwrap();
+    let anything = configuration.service_for(b"anything", b"/", || None);
+    let (index, service) = anything.unwrap();
     assert_eq!((index, service.id.as_str()), (1, "1002"));
 }
 
@@ -356,7 +360,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/host",
-            "services[0].host: is unknown; the fields here are id, token, hosts, credentials, mapping_rules, metrics, exempt",
+            "services[0].host: is unknown; the fields here are id, token, hosts, path_prefix, route, credentials, mapping_rules, metrics, exempt",
         ),
         (
             "/services/0/mapping_rules/0/verb",
@@ -770,15 +774,136 @@ fn a_host_cannot_have_two_services() {
     other["hosts"] = json!(["other.example.com", "API.example.com."]);
     assert_eq!(
         error(&with("/services/1", other)),
-        "services[1].hosts[1]: \"api.example.com\": belongs to service \"1001\" already (services[0].hosts[0]); a host can have one service only"
+        "services[1].hosts[1]: \"api.example.com\": belongs to service \"1001\" already (services[0].hosts[0]); services on one host are told apart by path_prefix or route"
     );
     assert_eq!(
         error(&with(
             "/services/0/hosts",
             json!(["*.a.com", "*", "*.A.com"])
         )),
-        "services[0].hosts[2]: \"*.a.com\": belongs to service \"1001\" already (services[0].hosts[0]); a host can have one service only"
+        "services[0].hosts[2]: \"*.a.com\": belongs to service \"1001\" already (services[0].hosts[0]); services on one host are told apart by path_prefix or route"
     );
+}
+
+#[test]
+fn services_that_share_a_host_differ_in_path_prefix_or_route() {
+    let sharing = |first: Value, second: Value| {
+        let mut configuration = shortest();
+        let mut other = configuration["services"][0].clone();
+        other["id"] = json!("1002");
+        configuration["services"][0]
+            .as_object_mut()
+            .unwrap()
+            .extend(first.as_object().unwrap().clone());
+        other
+            .as_object_mut()
+            .unwrap()
+            .extend(second.as_object().unwrap().clone());
+        configuration["services"]
+            .as_array_mut()
+            .unwrap()
+            .push(other);
+        parse(&configuration)
+    };
+    for (first, second) in [
+        (json!({}), json!({ "path_prefix": "/v1" })),
+        (
+            json!({ "path_prefix": "/v1" }),
+            json!({ "path_prefix": "/v1/x" }),
+        ),
+        (json!({ "route": "a" }), json!({ "route": "b" })),
+        (json!({ "route": "a" }), json!({})),
+        (
+            json!({ "path_prefix": "/v1", "route": "a" }),
+            json!({ "path_prefix": "/v1" }),
+        ),
+    ] {
+        assert!(
+            sharing(first.clone(), second.clone()).is_ok(),
+            "{first} {second}"
+        );
+    }
+    for (first, second) in [
+        (json!({}), json!({ "path_prefix": "/" })),
+        (
+            json!({ "path_prefix": "/v1" }),
+            json!({ "path_prefix": "/v1/" }),
+        ),
+        (json!({ "route": "a" }), json!({ "route": "a" })),
+        (
+            json!({ "path_prefix": "/v1", "route": "a" }),
+            json!({ "path_prefix": "/%761", "route": "a" }),
+        ),
+    ] {
+        assert_eq!(
+            sharing(first, second).unwrap_err().to_string(),
+            "services[1].hosts[0]: \"api.example.com\": belongs to service \"1001\" already (services[0].hosts[0]); services on one host are told apart by path_prefix or route"
+        );
+    }
+    let configuration = sharing(json!({}), json!({ "path_prefix": "/v1" })).unwrap();
+    let found = |authority: &str, target: &str| {
+        let found = configuration.service_for(authority.as_bytes(), target.as_bytes(), || None);
+        found.map(|(index, _)| index)
+    };
+    assert_eq!(found("api.example.com", "/v1/x"), Ok(1));
+    assert_eq!(found("api.example.com", "/v2/x"), Ok(0));
+    assert_eq!(found("elsewhere.example.com", "/"), Err(NoService::Host));
+    assert_eq!(found("x:y", "/"), Err(NoService::NotAHost));
+}
+
+#[test]
+fn a_guarded_host_is_not_unmatched_where_no_service_has_the_path() {
+    let mut configuration = with("/services/0/path_prefix", json!("/v1"));
+    let mut any = configuration["services"][0].clone();
+    any["id"] = json!("1002");
+    any["hosts"] = json!(["*"]);
+    any["path_prefix"] = json!("/");
+    configuration["services"].as_array_mut().unwrap().push(any);
+    configuration["unmatched_hosts"] = json!("pass");
+    let configuration = parse(&configuration).unwrap();
+    let found = configuration.service_for(b"api.example.com", b"/v2", || None);
+    assert_eq!(found.map(|(index, _)| index), Err(NoService::Share));
+}
+
+#[test]
+fn a_path_prefix_or_a_route_that_is_none_is_refused() {
+    let plain = "a path prefix is plain text, like \"/v1\": it covers itself and all paths below it, without \"*\", \"{\", \"}\", \"?\", \"#\", white space or control characters";
+    let long = "x".repeat(257);
+    for (field, value, message) in [
+        (
+            "path_prefix",
+            "v1",
+            "\"v1\": a path prefix begins with \"/\", like \"/v1\"".to_owned(),
+        ),
+        ("path_prefix", "/v1/*", format!("\"/v1/*\": {plain}")),
+        (
+            "path_prefix",
+            &format!("/{}", "x".repeat(1_024)),
+            format!(
+                "{}: a path prefix has at most 1024 bytes",
+                error::quoted(&format!("/{long}"))
+            ),
+        ),
+        (
+            "route",
+            "",
+            "\"\": must be the name of a route in Envoy, of 1 to 256 bytes, like orders".to_owned(),
+        ),
+        (
+            "route",
+            &long,
+            format!(
+                "{}: must be the name of a route in Envoy, of 1 to 256 bytes, like orders",
+                error::quoted(&long)
+            ),
+        ),
+    ] {
+        let pointer = format!("/services/0/{field}");
+        assert_eq!(
+            error(&with(&pointer, json!(value))),
+            format!("services[0].{field}: {message}")
+        );
+    }
 }
 
 #[test]
@@ -1000,6 +1125,8 @@ mod properties {
         service["credentials"] = json!({ "user_key": [{ "query": "a" }, { "header": "b" }] });
         service["metrics"] = json!({ "orders": { "parent": "hits" } });
         service["exempt"] = json!([{ "method": "GET", "path": "/a/*" }]);
+        service["path_prefix"] = json!("/v1");
+        service["route"] = json!("orders");
         service["mapping_rules"][0]["query"] = json!({ "a": "b" });
         service["mapping_rules"][0]["method"] = json!("GET");
         service["mapping_rules"][0]["last"] = json!(true);

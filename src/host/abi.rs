@@ -105,6 +105,12 @@ mod imports {
             size: *mut usize,
         ) -> u32;
         pub fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
+        pub fn proxy_get_property(
+            path: *const u8,
+            path_size: usize,
+            data: *mut *mut u8,
+            size: *mut usize,
+        ) -> u32;
         pub fn proxy_get_shared_data(
             key: *const u8,
             key_size: usize,
@@ -264,6 +270,17 @@ pub fn header_map(map: MapType) -> HostResult<Vec<u8>> {
     // SAFETY: the out-pointers are valid for the call.
     let status =
         unsafe { imports::proxy_get_header_map_pairs(map as u32, &raw mut data, &raw mut size) };
+    checked(status)?;
+    Ok(taken(data, size))
+}
+
+/// A property of the effective context's stream; the parts of its path are separated by NUL.
+pub fn property(path: &[u8]) -> HostResult<Vec<u8>> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the path is live and the out-pointers are valid for the call.
+    let status = unsafe {
+        imports::proxy_get_property(path.as_ptr(), path.len(), &raw mut data, &raw mut size)
+    };
     checked(status)?;
     Ok(taken(data, size))
 }

@@ -2,7 +2,7 @@
 
 use super::{Call, Fetch, Root, Waiting, access, lifetimes};
 use crate::authorization::{Verdict, application};
-use crate::config::{NotAHost, Unknown, UnmatchedHosts};
+use crate::config::{NoService, Unknown, UnmatchedHosts};
 use crate::credentials::{Digest, Found, Kind};
 use crate::host::abi::{self, Action, MapType};
 use crate::host::local_reply::Reply;
@@ -16,27 +16,17 @@ use crate::request::{Headers, Request};
 /// Requests that may wait for answers in one VM: each holds a connection, and some
 /// hundred bytes here.
 const MOST_WAITING: usize = 10_000;
+/// The path of the property that has the name of Envoy's route.
+const ROUTE_NAME: &[u8] = b"xds\0route_name";
 
 impl Root {
     /// Decides about a request: goes on, is answered here, or waits.
     pub fn on_request_headers(&mut self, stream_id: u32, shared: &mut Shared) -> Action {
         let now = clock::now();
-        match self.decide(stream_id, shared, now) {
-            Ok(action) => action,
-            Err(reply) => {
-                reply.send(now);
-                Action::Pause
-            }
-        }
-    }
-
-    fn decide(
-        &mut self,
-        stream_id: u32,
-        shared: &mut Shared,
-        now: Moment,
-    ) -> Result<Action, Reply> {
-        let bytes = abi::header_map(MapType::RequestHeaders).map_err(|_| Reply::Contended)?;
+        let Ok(bytes) = abi::header_map(MapType::RequestHeaders) else {
+            Reply::Contended.send(now);
+            return Action::Pause;
+        };
         let pairs = abi::parse_pairs(&bytes);
         let headers = Headers { pairs: &pairs };
         let request = Request {
@@ -45,23 +35,62 @@ impl Root {
             target: headers.first(b":path").unwrap_or_default(),
             headers,
         };
-        let (index, service) = match self.configuration.service_for(request.authority) {
-            Ok(Some(found)) => found,
-            Ok(None) if self.configuration.unmatched_hosts == UnmatchedHosts::Pass => {
-                self.unmatched.count();
-                return Ok(Action::Continue);
-            }
-            Ok(None) | Err(NotAHost) => {
-                self.unmatched.count();
-                return Err(Reply::NoService);
+        let service = match self.service_for(&request) {
+            Ok(Some(service)) => service,
+            Ok(None) => return Action::Continue,
+            Err(reply) => {
+                reply.send(now);
+                return Action::Pause;
             }
         };
+        match self.decide(stream_id, service, &request, shared, now) {
+            Ok(action) => action,
+            Err(reply) => {
+                reply.send(now);
+                Action::Pause
+            }
+        }
+    }
+
+    /// The index of the request's service. `None`: it passes, for its host is nobody's.
+    fn service_for(&self, request: &Request<'_>) -> Result<Option<usize>, Reply> {
+        let route = || abi::property(ROUTE_NAME).ok();
+        let found = self
+            .configuration
+            .service_for(request.authority, request.target, route);
+        match found {
+            Ok((index, _)) => Ok(Some(index)),
+            Err(why) => {
+                self.unmatched.count();
+                let pass = self.configuration.unmatched_hosts == UnmatchedHosts::Pass;
+                if pass && why == NoService::Host {
+                    Ok(None)
+                } else {
+                    Err(Reply::NoService)
+                }
+            }
+        }
+    }
+
+    fn decide(
+        &mut self,
+        stream_id: u32,
+        index: usize,
+        request: &Request<'_>,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<Action, Reply> {
         let at_work = self.services.get_mut(index).ok_or(Reply::Misconfigured)?;
-        if service.is_exempt(&request) {
+        let service = self
+            .configuration
+            .services
+            .get(index)
+            .ok_or(Reply::Misconfigured)?;
+        if service.is_exempt(request) {
             at_work.stats.count(Counter::Exempt);
             return Ok(Action::Continue);
         }
-        let credential = match service.credentials.find(&request) {
+        let credential = match service.credentials.find(request) {
             Found::Credential(credential) => credential,
             Found::Missing => return Err(at_work.refused(Reply::NoCredential)),
             Found::Unusable => return Err(at_work.refused(Reply::UnusableCredential)),
