@@ -5,6 +5,7 @@
 //! records decide, stale ones decide and are refreshed behind, everything else asks.
 
 use super::marks::{Mark, Marks};
+use super::quota::Quota;
 use super::record::{Freshness, Record, Refusal, State};
 use super::strangers::Strangers;
 use super::table::{Change, Slot, Table, TableError};
@@ -111,10 +112,28 @@ impl Applications {
         metrics: &Metrics,
         now: Moment,
     ) -> Result<Verdict, TableError> {
+        self.decide_and_tell(data, application, usage, metrics, now, false)
+            .map(|(verdict, _)| verdict)
+    }
+
+    /// As [`Applications::decide`]; and if `tell`, what is left of the limit that matters
+    /// most to the request, if one does.
+    ///
+    /// # Errors
+    /// As [`Applications::decide`].
+    pub fn decide_and_tell(
+        &mut self,
+        data: &impl SharedData,
+        application: &Identity<'_>,
+        usage: &Usage,
+        metrics: &Metrics,
+        now: Moment,
+        tell: bool,
+    ) -> Result<(Verdict, Option<Quota>), TableError> {
         if !self.table.has_hint(application.digest)
             && let Some(denial) = self.strangers.find(data, application.digest, now)
         {
-            return Ok(Verdict::Refused(Refusal::Denied(denial)));
+            return Ok((Verdict::Refused(Refusal::Denied(denial)), None));
         }
         let seen = self.table.change(data, application.digest, |record| {
             let freshness = record.freshness(now);
@@ -130,12 +149,17 @@ impl Applications {
                     verdict: Verdict::Admitted { stale },
                     dirty: first,
                     refresh,
+                    quota: if tell { record.quota(false) } else { None },
                 })),
                 Err(refusal) => {
                     let seen = Some(Seen {
                         verdict: Verdict::Refused(refusal),
                         dirty: false,
                         refresh,
+                        quota: match refusal {
+                            Refusal::Limited { .. } if tell => record.quota(true),
+                            _ => None,
+                        },
                     });
                     if refresh {
                         Change::Write(seen)
@@ -146,7 +170,7 @@ impl Applications {
             }
         })?;
         let Some((slot, Some(seen))) = seen else {
-            return Ok(Verdict::Unknown);
+            return Ok((Verdict::Unknown, None));
         };
         if seen.dirty {
             self.marks(Mark::Dirty, application.scope).set(data, slot);
@@ -154,7 +178,7 @@ impl Applications {
         if seen.refresh {
             self.marks(Mark::Stale, application.scope).set(data, slot);
         }
-        Ok(seen.verdict)
+        Ok((seen.verdict, seen.quota))
     }
 
     /// The marks of this kind for a service.
@@ -315,6 +339,7 @@ struct Seen {
     verdict: Verdict,
     dirty: bool,
     refresh: bool,
+    quota: Option<Quota>,
 }
 
 fn new_record(application: &Identity<'_>) -> Record {

@@ -13,6 +13,7 @@ mod limit;
 mod marks;
 mod names;
 mod period;
+mod quota;
 mod record;
 mod refresh;
 mod strangers;
@@ -24,6 +25,7 @@ pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, appl
 pub use limit::Limit;
 pub use marks::{Mark, Marks};
 pub use period::{Period, Window};
+pub use quota::{Quota, seconds_to};
 pub use record::{Dispatched, Freshness, Ledger, Outcome, Record, Refusal, State};
 pub use refresh::{Question, Refresher, backoff};
 pub use strangers::Strangers;

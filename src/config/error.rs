@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::duration;
 use super::exemption::ExemptionError;
 use super::hosts::HostError;
+use super::replies::ReplyHeaderError;
 use super::sharing::PathPrefixError;
 use crate::credentials::SourceError;
 use crate::mapping::{MetricsError, RuleError};
@@ -188,6 +189,31 @@ pub enum Problem {
         "{0}: usage can add only: setting a counter would overwrite what other gateways have counted; must be a whole number, like 1"
     )]
     SetUsage(String),
+    /// Not a status to refuse with.
+    #[error("{0}: must be a whole number from 400 to 599: a refusal never looks like a success")]
+    ReplyStatus(String),
+    /// Not a content type.
+    #[error("{0}: must be a media type, like application/json")]
+    ContentType(String),
+    /// A text beyond its bound. It is not shown.
+    #[error("has {bytes} bytes: must be at most {most}")]
+    LongText {
+        /// How many it has.
+        bytes: usize,
+        /// How many it may have.
+        most: usize,
+    },
+    /// More headers than a reply may have.
+    #[error("names too many headers: must be at most {0}")]
+    ManyHeaders(usize),
+    /// A header that replies cannot have.
+    #[error("{found}: {error}")]
+    ReplyHeader {
+        /// The name or the value as given.
+        found: String,
+        /// Why not.
+        error: ReplyHeaderError,
+    },
     /// Not an exemption.
     #[error(transparent)]
     Exemption(#[from] ExemptionError),

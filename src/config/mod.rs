@@ -10,6 +10,7 @@ mod duration;
 mod error;
 mod exemption;
 mod hosts;
+mod replies;
 mod secret;
 mod service;
 mod settings;
@@ -27,6 +28,7 @@ use sharing::Entrant;
 pub use error::{ConfigurationError, Problem};
 pub use exemption::{Exemption, ExemptionError};
 pub use hosts::{HostError, HostPattern, NotAHost};
+pub use replies::{Outcome, Replies, ReplyForm, ReplyHeaderError};
 pub use secret::Secret;
 pub use service::Service;
 pub use settings::{
@@ -53,6 +55,8 @@ pub struct Configuration {
     pub reporting: ReportingSettings,
     /// What becomes of requests for hosts of no service.
     pub unmatched_hosts: UnmatchedHosts,
+    /// What callers are told when no service is theirs; services have their own.
+    pub replies: Replies,
     hosts: HostTable,
 }
 
@@ -72,6 +76,7 @@ impl Configuration {
             &root.field("service_management"),
         )?;
 
+        let replies = Replies::default().changed(&shape.replies, &root.field("replies"))?;
         let place = root.field("services");
         if shape.services.is_empty() {
             return Err(place.error(Problem::EmptyList(
@@ -82,7 +87,8 @@ impl Configuration {
         let mut hosts = HostTable::default();
         for (index, shape) in shape.services.into_iter().enumerate() {
             let place = place.index(index);
-            let service = Service::check(shape.0, &place, &service_management, environment)?;
+            let service =
+                Service::check(shape.0, &place, &service_management, &replies, environment)?;
             claim(&service, index, &services, &mut hosts, &place)?;
             services.push(Rc::new(service));
         }
@@ -99,6 +105,7 @@ impl Configuration {
                 shape.unmatched_hosts.as_ref(),
                 &root.field("unmatched_hosts"),
             )?,
+            replies,
             hosts,
         })
     }

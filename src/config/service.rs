@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
 use super::{
-    Environment, Exemption, HostPattern, PathPrefix, RouteName, Secret, ServiceManagement, Share,
-    shape,
+    Environment, Exemption, HostPattern, PathPrefix, Replies, RouteName, Secret, ServiceManagement,
+    Share, shape,
 };
 use crate::credentials::{
     Credentials, CredentialsError, HeaderName, QueryName, Scope, Source, SourceError,
@@ -41,6 +41,10 @@ pub struct Service {
     pub rules: Rules,
     /// What passes untouched.
     pub exemptions: Vec<Exemption>,
+    /// What its callers are told when they are refused.
+    pub replies: Replies,
+    /// Whether its callers are told what is left of their limits.
+    pub rate_limit_headers: bool,
 }
 
 impl Service {
@@ -56,6 +60,7 @@ impl Service {
         shape: shape::Service,
         place: &Place<'_>,
         service_management: &ServiceManagement,
+        replies: &Replies,
         environment: Environment<'_>,
     ) -> Result<Self, ConfigurationError> {
         let visible = shape.id.bytes().all(|byte| byte.is_ascii_graphic());
@@ -77,6 +82,7 @@ impl Service {
             &metrics,
         )?;
         let exemptions = exemptions(&shape.exempt, &place.field("exempt"))?;
+        let replies = replies.changed_by_service(&shape.replies, &place.field("replies"))?;
         Ok(Self {
             scope: Scope {
                 cluster: service_management.cluster.clone(),
@@ -91,6 +97,8 @@ impl Service {
             metrics,
             rules,
             exemptions,
+            replies,
+            rate_limit_headers: shape.rate_limit_headers,
         })
     }
 }

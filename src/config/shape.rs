@@ -27,6 +27,8 @@ pub(super) struct Configuration {
     pub(super) reporting: Object<Reporting>,
     #[serde(default, deserialize_with = "present")]
     pub(super) unmatched_hosts: Option<Value>,
+    #[serde(default)]
+    pub(super) replies: Replies,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +57,26 @@ pub(super) struct Service {
     pub(super) metrics: Pairs<Object<Metric>>,
     #[serde(default)]
     pub(super) exempt: Vec<Object<Exemption>>,
+    #[serde(default)]
+    pub(super) replies: Replies,
+    #[serde(default)]
+    pub(super) rate_limit_headers: bool,
+}
+
+/// Replies by the name of their outcome.
+pub(super) type Replies = Pairs<Object<Reply>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reply {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) status: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) content_type: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) body: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) headers: Option<Pairs<String>>,
 }
 
 #[derive(Deserialize)]

@@ -11,7 +11,7 @@ use super::root::Root;
 use super::seed;
 use super::shared_data::HostSharedData;
 use crate::authorization::Applications;
-use crate::config::Configuration;
+use crate::config::{Configuration, Replies};
 use crate::mapping::Usage;
 use log::{error, info, warn};
 use std::collections::HashMap;
@@ -132,7 +132,7 @@ impl Vm {
             // Envoy sends no request to a plugin without a configuration. Were it to, or to
             // one that was taken for gone, nobody could decide about the request.
             _ => {
-                Reply::Misconfigured.send(clock::now());
+                Reply::Misconfigured.send(&Replies::default(), false, None, clock::now());
                 Action::Pause
             }
         }

@@ -2,13 +2,13 @@
 //! decided about.
 
 use super::{Call, Root, access, identification, lifetimes, settings};
-use crate::authorization::{Learned, Record, Slot, Verdict};
+use crate::authorization::{Learned, Record, Refusal, Slot, Verdict};
 use crate::config::Unknown;
 use crate::credentials::Digest;
 use crate::host::abi;
 use crate::host::calls::{self, Answered};
 use crate::host::clock;
-use crate::host::local_reply::Reply;
+use crate::host::local_reply::{Reply, tell, waiting_wants_grpc};
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
@@ -132,31 +132,46 @@ impl Root {
             }
             Err(reply) => Err(reply),
         };
+        let tells = at_work.service.rate_limit_headers;
         for waiting in &fetch.waiting {
             // A stream that has ended meanwhile is not counted.
             if abi::set_effective_context(waiting.stream_id).is_err() {
                 continue;
             }
+            let mut quota = None;
             let verdict = match (learned, &mut uncached) {
                 (Err(reply), _) => Err(reply),
-                (Ok(()), Some(record)) => record
-                    .admit(&waiting.usage, &at_work.service.metrics, now)
-                    .map(|()| Verdict::Admitted { stale: false })
-                    .map_err(Reply::from),
+                (Ok(()), Some(record)) => {
+                    let admitted = record.admit(&waiting.usage, &at_work.service.metrics, now);
+                    if tells && matches!(admitted, Ok(()) | Err(Refusal::Limited { .. })) {
+                        quota = record.quota(admitted.is_err());
+                    }
+                    admitted
+                        .map(|()| Verdict::Admitted { stale: false })
+                        .map_err(Reply::from)
+                }
                 (Ok(()), None) => shared
                     .applications
-                    .decide(
+                    .decide_and_tell(
                         &shared.data,
                         &identity,
                         &waiting.usage,
                         &at_work.service.metrics,
                         now,
+                        tells,
                     )
+                    .map(|(verdict, left)| {
+                        quota = left;
+                        verdict
+                    })
                     .map_err(|_| Reply::Contended),
             };
             let reply = match verdict {
                 Ok(Verdict::Admitted { stale }) => {
                     at_work.admitted(stale);
+                    if let Some(quota) = &quota {
+                        tell(quota, now);
+                    }
                     if matches!(answer, AuthorizeAnswer::Failed(_)) {
                         at_work.stats.count(Counter::AdmittedUnknown);
                     }
@@ -168,7 +183,10 @@ impl Root {
                 Ok(Verdict::Unknown) => Reply::Contended,
                 Err(reply) => reply,
             };
-            at_work.refused(reply).send(now);
+            let replies = &at_work.service.replies;
+            at_work
+                .refused(reply)
+                .send(replies, waiting_wants_grpc(), quota, now);
         }
         if let Some(record) = uncached {
             self.report_uncached(fetch.service, *record, shared, now);

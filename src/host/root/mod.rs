@@ -14,7 +14,7 @@ use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
 use crate::authorization::{Lifetimes, Slot};
-use crate::config::{Configuration, Service};
+use crate::config::{Configuration, Replies, Service};
 use crate::credentials::{Digest, Kind};
 use crate::mapping::Usage;
 use crate::moment::Moment;
@@ -137,6 +137,14 @@ impl Root {
         match self.services.get(service) {
             Some(at_work) => at_work.refused(reply),
             None => reply,
+        }
+    }
+
+    /// What callers of a service are told.
+    fn replies(&self, service: usize) -> &Replies {
+        match self.configuration.services.get(service) {
+            Some(service) => &service.replies,
+            None => &self.configuration.replies,
         }
     }
 

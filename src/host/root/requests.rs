@@ -1,11 +1,11 @@
 //! A request, from its headers to its decision or its pause.
 
 use super::{Call, Fetch, Root, Waiting, access, lifetimes};
-use crate::authorization::{Verdict, application};
+use crate::authorization::{Quota, Verdict, application};
 use crate::config::{NoService, Unknown, UnmatchedHosts};
 use crate::credentials::{Digest, Found, Kind};
 use crate::host::abi::{self, Action, MapType};
-use crate::host::local_reply::Reply;
+use crate::host::local_reply::{Reply, tell, wants_grpc};
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::host::{calls, clock};
@@ -24,7 +24,7 @@ impl Root {
     pub fn on_request_headers(&mut self, stream_id: u32, shared: &mut Shared) -> Action {
         let now = clock::now();
         let Ok(bytes) = abi::header_map(MapType::RequestHeaders) else {
-            Reply::Contended.send(now);
+            Reply::Contended.send(&self.configuration.replies, false, None, now);
             return Action::Pause;
         };
         let pairs = abi::parse_pairs(&bytes);
@@ -39,14 +39,16 @@ impl Root {
             Ok(Some(service)) => service,
             Ok(None) => return Action::Continue,
             Err(reply) => {
-                reply.send(now);
+                let grpc = wants_grpc(&headers);
+                reply.send(&self.configuration.replies, grpc, None, now);
                 return Action::Pause;
             }
         };
-        match self.decide(stream_id, service, &request, shared, now) {
+        let mut quota = None;
+        match self.decide(stream_id, service, &request, &mut quota, shared, now) {
             Ok(action) => action,
             Err(reply) => {
-                reply.send(now);
+                reply.send(self.replies(service), wants_grpc(&headers), quota, now);
                 Action::Pause
             }
         }
@@ -72,11 +74,14 @@ impl Root {
         }
     }
 
+    /// Decides about a request of a service. `quota` is what the caller is to be told of
+    /// the limit that refuses it, if anything.
     fn decide(
         &mut self,
         stream_id: u32,
         index: usize,
         request: &Request<'_>,
+        quota: &mut Option<Quota>,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
@@ -103,21 +108,28 @@ impl Root {
             return Err(at_work.refused(Reply::NoRule));
         }
         let identity = at_work.identity(&credential);
-        let verdict = shared.applications.decide(
+        let decided = shared.applications.decide_and_tell(
             &shared.data,
             &identity,
             &shared.usage,
             &at_work.service.metrics,
             now,
+            service.rate_limit_headers,
         );
-        match verdict {
-            Ok(Verdict::Admitted { stale }) => {
+        match decided {
+            Ok((Verdict::Admitted { stale }, left)) => {
                 at_work.admitted(stale);
+                if let Some(left) = left {
+                    tell(&left, now);
+                }
                 Ok(Action::Continue)
             }
-            Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
+            Ok((Verdict::Refused(refusal), left)) => {
+                *quota = left;
+                Err(at_work.refused(refusal.into()))
+            }
             Err(_) => Err(at_work.refused(Reply::Contended)),
-            Ok(Verdict::Unknown) => {
+            Ok((Verdict::Unknown, _)) => {
                 let fetch = Fetch {
                     service: index,
                     kind: identity.kind,
