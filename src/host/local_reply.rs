@@ -106,7 +106,7 @@ impl Reply {
             .map(|quota| quota_fields(&quota, now))
             .unwrap_or_default();
         let mut headers: Vec<(&[u8], &[u8])> = Vec::with_capacity(8);
-        // Envoy sets the content type of gRPC itself, and would append ours to it.
+        // Envoy sets the content type of gRPC itself.
         if !grpc && !form.body.is_empty() {
             headers.push((b"content-type", form.content_type.as_bytes()));
         }
