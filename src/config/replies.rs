@@ -267,7 +267,7 @@ impl ReplyForm {
             form.body = body.as_str().into();
         }
         if let Some(headers) = &shape.headers {
-            form.headers = checked_headers(headers, &place.field("headers"))?;
+            form.headers = checked_headers(headers, &place.field("headers"))?.into();
         }
         let plain = form.content_type.starts_with("text/plain");
         let text = form.body.trim();
@@ -283,7 +283,7 @@ impl ReplyForm {
 fn checked_headers(
     headers: &shape::Pairs<String>,
     place: &Place<'_>,
-) -> Result<Box<[(Box<str>, Box<str>)]>, ConfigurationError> {
+) -> Result<Vec<(Box<str>, Box<str>)>, ConfigurationError> {
     if headers.0.len() > MOST_HEADERS {
         return Err(place.error(Problem::ManyHeaders(MOST_HEADERS)));
     }
@@ -311,7 +311,7 @@ fn checked_headers(
         }
         checked.push((lower.into(), value.as_str().into()));
     }
-    Ok(checked.into())
+    Ok(checked)
 }
 
 /// Whether a text is a media type, perhaps with parameters (RFC 9110, 8.3.1). The
