@@ -28,7 +28,7 @@ use sharing::Entrant;
 pub use error::{ConfigurationError, Problem};
 pub use exemption::{Exemption, ExemptionError};
 pub use hosts::{HostError, HostPattern, NotAHost};
-pub use replies::{Outcome, Replies, ReplyForm, ReplyHeaderError};
+pub use replies::{Outcome, Replies, ReplyForm, ReplyHeader, ReplyHeaderError};
 pub use secret::Secret;
 pub use service::Service;
 pub use settings::{

@@ -111,6 +111,9 @@ impl Outcome {
     ];
 }
 
+/// A header of a reply: its name in lower case, and its value.
+pub type ReplyHeader = (Box<str>, Box<str>);
+
 /// The reply to one outcome.
 ///
 /// Invariants: the status is 400 to 599; nothing here can end a header and begin another.
@@ -122,8 +125,8 @@ pub struct ReplyForm {
     pub content_type: Box<str>,
     /// The body, at most 16 KiB.
     pub body: Box<str>,
-    /// Further headers, with lower-case names; none that the filter sets itself.
-    pub headers: Box<[(Box<str>, Box<str>)]>,
+    /// Further headers; none that the filter sets itself.
+    pub headers: Box<[ReplyHeader]>,
     /// What a gRPC caller is told in words: the body if it is a short plain text, else
     /// what is built in.
     pub grpc_message: Box<str>,
@@ -283,11 +286,11 @@ impl ReplyForm {
 fn checked_headers(
     headers: &shape::Pairs<String>,
     place: &Place<'_>,
-) -> Result<Vec<(Box<str>, Box<str>)>, ConfigurationError> {
+) -> Result<Vec<ReplyHeader>, ConfigurationError> {
     if headers.0.len() > MOST_HEADERS {
         return Err(place.error(Problem::ManyHeaders(MOST_HEADERS)));
     }
-    let mut checked: Vec<(Box<str>, Box<str>)> = Vec::with_capacity(headers.0.len());
+    let mut checked: Vec<ReplyHeader> = Vec::with_capacity(headers.0.len());
     for (name, value) in &headers.0 {
         let place = place.field(name);
         let error = |found: &str, error| {
