@@ -111,6 +111,7 @@ fn main() {
             scope: 1,
             kind: Kind::UserKey,
             value: key.as_bytes(),
+            tells: false,
             shown: Shown::default(),
         };
         applications

@@ -8,6 +8,7 @@ use super::accepted::Accepted;
 use super::keys::{ColdValues, KeyList, Keys};
 use super::marks::{Mark, Marks};
 use super::pauses;
+use super::quota::Quota;
 use super::record::{Freshness, Record, Refusal, State};
 use super::shown::{
     Asked, KeyStanding, Memory, Referrer, Remembered, Shown, key_digest, key_standing,
@@ -44,6 +45,8 @@ pub struct Identity<'a> {
     pub value: &'a [u8],
     /// What is shown besides.
     pub shown: Shown<'a>,
+    /// Whether the caller is told what is left of the limits.
+    pub tells: bool,
 }
 
 /// An application as service management is asked and told about it; told without a key.
@@ -93,6 +96,7 @@ pub struct Applications {
     strangers: Strangers,
     accepted: Accepted,
     cold: ColdValues,
+    quota: Option<Quota>,
 }
 
 impl Applications {
@@ -103,7 +107,14 @@ impl Applications {
             strangers: Strangers::new(capacity),
             accepted: Accepted::new(capacity),
             cold: ColdValues::default(),
+            quota: None,
         }
+    }
+
+    /// What the caller of the last decision is to be told: what is left of the limit that
+    /// matters most, if one does and the caller is told at all.
+    pub const fn take_quota(&mut self) -> Option<Quota> {
+        self.quota.take()
     }
 
     /// The slots, for the flush and the refresh.
@@ -204,12 +215,14 @@ impl Applications {
                         verdict: Verdict::Admitted { stale },
                         dirty: first,
                         refresh,
+                        quota: quota_to_tell(application, record, Ok(())),
                     })),
                     Err(refusal) => {
                         let seen = Look::Decided(Seen {
                             verdict: Verdict::Refused(refusal),
                             dirty: false,
                             refresh,
+                            quota: quota_to_tell(application, record, Err(refusal)),
                         });
                         if refresh {
                             Change::Write(seen)
@@ -227,6 +240,7 @@ impl Applications {
                     if seen.refresh {
                         self.marks(Mark::Stale, application.scope).set(data, slot);
                     }
+                    self.quota = seen.quota;
                     return Ok(seen.verdict);
                 }
                 Some((_, Look::Refused(refusal))) => return Ok(Verdict::Refused(refusal)),
@@ -296,10 +310,14 @@ impl Applications {
         match remembered {
             Remembered::Refused(denial) => Verdict::Refused(Refusal::Denied(denial)),
             Remembered::Nothing => Verdict::Unknown,
-            Remembered::Accepted => match record.admit(usage, metrics, now) {
-                Ok(()) => Verdict::Admitted { stale: false },
-                Err(refusal) => Verdict::Refused(refusal),
-            },
+            Remembered::Accepted => {
+                let admitted = record.admit(usage, metrics, now);
+                self.quota = quota_to_tell(application, record, admitted);
+                match admitted {
+                    Ok(()) => Verdict::Admitted { stale: false },
+                    Err(refusal) => Verdict::Refused(refusal),
+                }
+            }
         }
     }
 
@@ -679,6 +697,21 @@ struct Seen {
     verdict: Verdict,
     dirty: bool,
     refresh: bool,
+    quota: Option<Quota>,
+}
+
+/// What is left for the caller of a decided request, if the caller is told.
+fn quota_to_tell(
+    application: &Identity<'_>,
+    record: &Record,
+    decided: Result<(), Refusal>,
+) -> Option<Quota> {
+    match decided {
+        _ if !application.tells => None,
+        Ok(()) => record.quota(false),
+        Err(Refusal::Limited { .. }) => record.quota(true),
+        Err(_) => None,
+    }
 }
 
 fn new_record(application: &Identity<'_>) -> Record {

@@ -109,6 +109,7 @@ mod tests {
             kind,
             value: CANARY,
             shown,
+            tells: false,
         };
         let question = Question {
             slot: Slot(1),

@@ -10,10 +10,12 @@
 use super::keys::Keys;
 use super::limit::Limit;
 use super::names::Names;
+use super::quota::Quota;
 use crate::credentials::{Digest, Kind};
 use crate::mapping::{Metrics, Usage};
 use crate::moment::Moment;
 use crate::service_management::{Authorization, Denial};
+use std::cmp::Reverse;
 use thiserror::Error;
 
 /// Seconds after which usage can no longer be reported: the backend takes 24 hours,
@@ -314,11 +316,7 @@ impl Record {
     fn check_limits(&self) -> Result<(), Refusal> {
         let mut until = None;
         for limit in &self.limits {
-            let cost = self
-                .charges
-                .iter()
-                .filter(|charge| charge.counts_for & Names::bit(limit.name) != 0)
-                .fold(0_u64, |sum, charge| sum.saturating_add(charge.delta));
+            let cost = self.cost(limit);
             if cost == 0 || limit.admits(cost) {
                 continue;
             }
@@ -328,6 +326,33 @@ impl Record {
             until = until.max(Some(limit.window.end));
         }
         until.map_or(Ok(()), |until| Err(Refusal::Limited { until }))
+    }
+
+    /// What the usage that was resolved last costs of a limit.
+    fn cost(&self, limit: &Limit) -> u64 {
+        self.charges
+            .iter()
+            .filter(|charge| charge.counts_for & Names::bit(limit.name) != 0)
+            .fold(0_u64, |sum, charge| sum.saturating_add(charge.delta))
+    }
+
+    /// What the caller is told of its limits right after [`admit`](Self::admit) has admitted
+    /// its request, or `refused` it for a limit: of those that count its usage, the one that
+    /// leaves least; of those that refuse it, the one that does so for longest. `None` if
+    /// there is none.
+    #[must_use]
+    pub fn quota(&self, refused: bool) -> Option<Quota> {
+        self.limits
+            .iter()
+            .filter(|limit| {
+                let cost = self.cost(limit);
+                cost > 0 && !(refused && limit.admits(cost))
+            })
+            .map(Quota::of)
+            .min_by_key(|quota| {
+                let least = if refused { 0 } else { quota.remaining };
+                (least, Reverse(quota.until), quota.remaining)
+            })
     }
 
     fn roll_windows(&mut self, now: Moment) {

@@ -677,3 +677,77 @@ fn an_answer_with_more_metrics_than_fit_is_refused() {
         Err(Refusal::TooManyMetrics)
     );
 }
+
+#[test]
+fn a_caller_is_told_of_the_limit_that_leaves_least() {
+    let metrics = metrics(true);
+    let mut record = record(
+        &known(vec![
+            limit("hits", Period::Minute, 10, 2, at(0)),
+            limit("orders", Period::Hour, 5, 0, at(0)),
+            limit("hits", Period::Day, 8, 0, at(0)),
+            limit("ads", Period::Minute, 1, 0, at(0)),
+            limit("hits", Period::Eternity, 6, 0, at(0)),
+        ]),
+        &metrics,
+    );
+    let quota = |maximum, remaining, period| {
+        Some(Quota {
+            maximum,
+            remaining,
+            until: window(period).end,
+        })
+    };
+    let order = usage(&metrics, &[("orders", 1)]);
+    record.admit(&order, &metrics, at(0)).unwrap();
+    assert_eq!(record.quota(false), quota(5, 4, Period::Hour));
+    let hits = usage(&metrics, &[("hits", 2)]);
+    record.admit(&hits, &metrics, at(0)).unwrap();
+    assert_eq!(record.quota(false), quota(6, 3, Period::Eternity));
+    record.admit(&order, &metrics, at(0)).unwrap();
+    // hits leaves 4 of 10, 4 of 8 and 2 for ever, orders 3 of 5.
+    assert_eq!(record.quota(false), quota(6, 2, Period::Eternity));
+    let ad = usage(&metrics, &[("ads", 1)]);
+    record.admit(&ad, &metrics, at(0)).unwrap();
+    assert_eq!(record.quota(false), quota(1, 0, Period::Minute));
+}
+
+#[test]
+fn who_is_refused_is_told_of_the_limit_that_refuses_for_longest() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![
+            limit("hits", Period::Minute, 5, 5, at(0)),
+            limit("hits", Period::Hour, 9, 7, at(0)),
+            limit("hits", Period::Day, 9, 0, at(0)),
+        ]),
+        &metrics,
+    );
+    let three = usage(&metrics, &[("hits", 3)]);
+    let until = window(Period::Hour).end;
+    assert_eq!(
+        record.admit(&three, &metrics, at(0)),
+        Err(Refusal::Limited { until })
+    );
+    assert_eq!(
+        record.quota(true),
+        Some(Quota {
+            maximum: 9,
+            remaining: 2,
+            until
+        })
+    );
+}
+
+#[test]
+fn without_a_limit_on_what_a_request_costs_there_is_nothing_to_tell() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("ads", Period::Minute, 5, 0, at(0))]),
+        &metrics,
+    );
+    for of in [&[("hits", 1)][..], &[]] {
+        record.admit(&usage(&metrics, of), &metrics, at(0)).unwrap();
+        assert_eq!(record.quota(false), None);
+    }
+}

@@ -8,7 +8,10 @@ use serde_json::Value;
 use super::credentials::credentials;
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
-use super::{Environment, Exemption, HostPattern, Secret, ServiceManagement, shape};
+use super::{
+    Environment, Exemption, HostPattern, PathPrefix, Replies, RouteName, Secret, ServiceManagement,
+    Share, shape,
+};
 use crate::credentials::{Credentials, Scope};
 use crate::mapping::{MAX_DELTA, MetricId, Metrics, MetricsError, Rule, RuleError, Rules};
 use crate::request::Request;
@@ -30,6 +33,8 @@ pub struct Service {
     pub scope: Scope,
     /// The hosts of its requests; at least one.
     pub hosts: Vec<HostPattern>,
+    /// Which of the requests for these hosts are its own.
+    pub share: Share,
     /// Where its consumers put their credentials.
     pub credentials: Credentials,
     /// The metrics that its rules and hierarchy name.
@@ -38,6 +43,10 @@ pub struct Service {
     pub rules: Rules,
     /// What passes untouched.
     pub exemptions: Vec<Exemption>,
+    /// What its callers are told when they are refused.
+    pub replies: Replies,
+    /// Whether its callers are told what is left of their limits.
+    pub rate_limit_headers: bool,
 }
 
 /// What gives the right to ask about a service; visible ASCII, not empty.
@@ -62,6 +71,7 @@ impl Service {
         shape: shape::Service,
         place: &Place<'_>,
         service_management: &ServiceManagement,
+        replies: &Replies,
         environment: Environment<'_>,
     ) -> Result<Self, ConfigurationError> {
         let visible = shape.id.bytes().all(|byte| byte.is_ascii_graphic());
@@ -71,6 +81,7 @@ impl Service {
         }
         let right = right(&shape, place, environment)?;
         let hosts = hosts(&shape.hosts, &place.field("hosts"))?;
+        let share = share(&shape, place)?;
         let credentials = match &shape.credentials {
             Some(shape) => credentials(&shape.0, &place.field("credentials"), environment)?,
             None => Credentials::default(),
@@ -82,6 +93,7 @@ impl Service {
             &metrics,
         )?;
         let exemptions = exemptions(&shape.exempt, &place.field("exempt"))?;
+        let replies = replies.changed_by_service(&shape.replies, &place.field("replies"))?;
         Ok(Self {
             scope: Scope {
                 cluster: service_management.cluster.clone(),
@@ -92,10 +104,13 @@ impl Service {
             right,
             oauth: shape.oauth,
             hosts,
+            share,
             credentials,
             metrics,
             rules,
             exemptions,
+            replies,
+            rate_limit_headers: shape.rate_limit_headers,
         })
     }
 }
@@ -177,6 +192,26 @@ fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, Config
             })
         })
         .collect()
+}
+
+fn share(shape: &shape::Service, place: &Place<'_>) -> Result<Share, ConfigurationError> {
+    let path_prefix = match &shape.path_prefix {
+        Some(text) => PathPrefix::parse(text).map_err(|error| {
+            place.field("path_prefix").error(Problem::PathPrefix {
+                found: quoted(text),
+                error,
+            })
+        })?,
+        None => PathPrefix::default(),
+    };
+    let route = match &shape.route {
+        Some(name) => Some(
+            RouteName::new(name)
+                .ok_or_else(|| place.field("route").error(Problem::Route(quoted(name))))?,
+        ),
+        None => None,
+    };
+    Ok(Share { path_prefix, route })
 }
 
 /// The metrics of the hierarchy and of all rules: a metric need not be declared to be counted.

@@ -27,6 +27,8 @@ pub(super) struct Configuration {
     pub(super) reporting: Object<Reporting>,
     #[serde(default, deserialize_with = "present")]
     pub(super) unmatched_hosts: Option<Value>,
+    #[serde(default)]
+    pub(super) replies: Replies,
 }
 
 #[derive(Deserialize)]
@@ -50,12 +52,36 @@ pub(super) struct Service {
     pub(super) oauth: bool,
     pub(super) hosts: Vec<String>,
     #[serde(default, deserialize_with = "present")]
+    pub(super) path_prefix: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) route: Option<String>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) credentials: Option<Object<Credentials>>,
     pub(super) mapping_rules: Vec<Object<MappingRule>>,
     #[serde(default)]
     pub(super) metrics: Pairs<Object<Metric>>,
     #[serde(default)]
     pub(super) exempt: Vec<Object<Exemption>>,
+    #[serde(default)]
+    pub(super) replies: Replies,
+    #[serde(default)]
+    pub(super) rate_limit_headers: bool,
+}
+
+/// Replies by the name of their outcome.
+pub(super) type Replies = Pairs<Object<Reply>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reply {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) status: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) content_type: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) body: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) headers: Option<Pairs<String>>,
 }
 
 #[derive(Deserialize)]

@@ -152,6 +152,18 @@ mod imports {
             value_size: usize,
         ) -> u32;
         pub fn proxy_remove_header_map_value(map: u32, key: *const u8, key_size: usize) -> u32;
+        pub fn proxy_get_property(
+            path: *const u8,
+            path_size: usize,
+            data: *mut *mut u8,
+            size: *mut usize,
+        ) -> u32;
+        pub fn proxy_set_property(
+            path: *const u8,
+            path_size: usize,
+            value: *const u8,
+            value_size: usize,
+        ) -> u32;
         pub fn proxy_get_shared_data(
             key: *const u8,
             key_size: usize,
@@ -365,6 +377,25 @@ pub fn remove_request_header(name: &[u8]) -> HostResult<()> {
     })
 }
 
+/// A property of the effective context's stream; the parts of its path are separated by NUL.
+pub fn property(path: &[u8]) -> HostResult<Vec<u8>> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the path is live and the out-pointers are valid for the call.
+    let status = unsafe {
+        imports::proxy_get_property(path.as_ptr(), path.len(), &raw mut data, &raw mut size)
+    };
+    checked(status)?;
+    Ok(taken(data, size))
+}
+
+/// Sets the filter state `wasm.NAME` of the effective context's stream.
+pub fn set_filter_state(name: &str, value: &str) -> HostResult<()> {
+    // SAFETY: name and value are live.
+    checked(unsafe {
+        imports::proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len())
+    })
+}
+
 /// A value of shared data and its compare-and-set token.
 pub fn shared_data(key: &[u8]) -> HostResult<(Vec<u8>, u32)> {
     let (mut data, mut size, mut cas) = (ptr::null_mut(), 0, 0);
@@ -462,9 +493,12 @@ pub fn continue_request() -> HostResult<()> {
 }
 
 /// Answers the effective context's request without asking upstream.
-/// `details` becomes Envoy's response code details.
+/// `details` becomes Envoy's response code details. A request that Envoy takes for gRPC gets
+/// HTTP 200 with `grpc_status` (or, without, what Envoy makes of the HTTP status), and the
+/// body as the message.
 pub fn local_reply(
     status: u32,
+    grpc_status: Option<i32>,
     details: &str,
     headers: &[(&[u8], &[u8])],
     body: &[u8],
@@ -480,7 +514,7 @@ pub fn local_reply(
             body.len(),
             headers.as_ptr(),
             headers.len(),
-            NO_GRPC_STATUS,
+            grpc_status.unwrap_or(NO_GRPC_STATUS),
         )
     })
 }

@@ -12,7 +12,7 @@ use super::root::bodies::{Bodies, LARGEST_BODY, is_too_large};
 use super::seed;
 use super::shared_data::HostSharedData;
 use crate::authorization::{Applications, Flights};
-use crate::config::Configuration;
+use crate::config::{Configuration, Replies};
 use crate::credentials::Body;
 use crate::mapping::Usage;
 use log::{error, info, warn};
@@ -143,7 +143,7 @@ impl Vm {
             let now = clock::now();
             let root = parent.unwrap_or_default();
             if !self.bodies.insert(stream_id, root, now) {
-                Reply::Overloaded.send(now);
+                Reply::Overloaded.send(&Replies::default(), false, None, now);
                 return Action::Pause;
             }
         }
@@ -177,7 +177,7 @@ impl Vm {
         match abi::buffer(BufferType::RequestBody, LARGEST_BODY.saturating_add(1)) {
             Ok(body) => self.decide(stream_id, Some(root), Body::Whole(&body)),
             Err(_) => {
-                Reply::Contended.send(clock::now());
+                Reply::Contended.send(&Replies::default(), false, None, clock::now());
                 Action::Pause
             }
         }
@@ -190,7 +190,7 @@ impl Vm {
             // Envoy sends no request to a plugin without a configuration. Were it to, or to
             // one that was taken for gone, nobody could decide about the request.
             _ => {
-                Reply::Misconfigured.send(clock::now());
+                Reply::Misconfigured.send(&Replies::default(), false, None, clock::now());
                 Action::Pause
             }
         }
@@ -202,7 +202,7 @@ impl Vm {
             return;
         };
         let now = clock::now();
-        let late = self.bodies.expire(root_id, now);
+        let late = self.bodies.expire(root_id, &self.roots, now);
         if late > 0
             && let Some(withheld) = self.late.due(now.monotonic)
         {

@@ -913,5 +913,6 @@ fn identity(of: &Application) -> Identity<'_> {
         kind: Kind::UserKey,
         value: of.key.as_bytes(),
         shown: Shown::default(),
+        tells: false,
     }
 }

@@ -2,10 +2,10 @@
 //! the log lines that it writes seldom.
 
 use super::Fetch;
-use crate::authorization::{Asked, Identity, KeyRule, Referrer, Refresher, Shown};
+use crate::authorization::{Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown};
 use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
-use crate::host::local_reply::Reply;
+use crate::host::local_reply::{Reply, waiting_wants_grpc};
 use crate::host::logger::Seldom;
 use crate::host::stats::{Counter, Stats};
 use crate::host::vm::Shared;
@@ -82,6 +82,7 @@ impl AtWork {
                     Referrer::Ignored
                 },
             },
+            tells: self.service.rate_limit_headers,
         }
     }
 
@@ -98,6 +99,7 @@ impl AtWork {
             kind: fetch.kind,
             value: fetch.value.as_slice(),
             shown: self.shown(shown),
+            tells: self.service.rate_limit_headers,
         }
     }
 
@@ -124,6 +126,13 @@ impl AtWork {
         if stale {
             self.stats.count(Counter::AdmittedStale);
         }
+    }
+
+    /// Counts a refusal and sends it to the request of the effective context, which has waited.
+    pub fn refuse_waiting(&self, reply: Reply, quota: Option<Quota>, now: Moment) {
+        let grpc = waiting_wants_grpc();
+        self.refused(reply)
+            .send(&self.service.replies, grpc, quota, now);
     }
 
     /// Counts a refusal and hands it on.

@@ -4,8 +4,10 @@
 //! because what Envoy does with a body meanwhile must be right: nothing may go
 //! upstream before the decision.
 
+use super::Root;
+use crate::config::Replies;
 use crate::host::abi::{self, Action};
-use crate::host::local_reply::Reply;
+use crate::host::local_reply::{Reply, waiting_wants_grpc};
 use crate::moment::Moment;
 use crate::request::Request;
 use std::collections::HashMap;
@@ -86,7 +88,7 @@ impl Bodies {
     /// Answers those that have waited too long, and forgets those that have ended. Returns how
     /// many were answered. To be called from a callback of this root, whose context is
     /// the effective one afterwards.
-    pub fn expire(&mut self, root_id: u32, now: Moment) -> usize {
+    pub fn expire(&mut self, root_id: u32, roots: &[Root], now: Moment) -> usize {
         let mut answered: usize = 0;
         let mut away = false;
         self.waiting.retain(|stream_id, wait| {
@@ -100,7 +102,10 @@ impl Bodies {
             if !wait.late {
                 wait.late = true;
                 answered = answered.saturating_add(1);
-                Reply::LateBody.send(now);
+                let root = roots.iter().find(|root| root.id() == wait.root_id);
+                let built_in = Replies::default();
+                let replies = root.map_or(&built_in, Root::general_replies);
+                Reply::LateBody.send(replies, waiting_wants_grpc(), None, now);
             }
             true
         });

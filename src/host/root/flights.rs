@@ -11,7 +11,7 @@ use crate::authorization::{Joined, Landing, Mailbox, Message, Verdict, mailboxes
 use crate::config::Unknown;
 use crate::credentials::Digest;
 use crate::host::abi;
-use crate::host::local_reply::Reply;
+use crate::host::local_reply::{Reply, tell};
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
@@ -187,7 +187,9 @@ impl Root {
             self.waiting = self.waiting.saturating_sub(1);
             if abi::set_effective_context(wrong.stream_id).is_ok() {
                 let denial = Denial::ApplicationKeyInvalid;
-                self.refused(service, Reply::Denied(denial)).send(now);
+                if let Some(at_work) = self.services.get(service) {
+                    at_work.refuse_waiting(Reply::Denied(denial), None, now);
+                }
             }
         };
         let Some(fetch) = self.fetches.get_mut(&digest) else {
@@ -347,6 +349,9 @@ impl Root {
             let reply = match basis.decide(at_work, shared, &identity, waiting, now) {
                 Ok(Verdict::Admitted { stale }) => {
                     at_work.admitted(stale);
+                    if let Some(quota) = shared.applications.take_quota() {
+                        tell(&quota, now);
+                    }
                     if basis.is_unheard() {
                         at_work.stats.count(Counter::AdmittedUnknown);
                     }
@@ -360,7 +365,7 @@ impl Root {
                 }
                 Err(reply) => reply,
             };
-            at_work.refused(reply).send(now);
+            at_work.refuse_waiting(reply, shared.applications.take_quota(), now);
         }
         unknown
     }
@@ -368,7 +373,9 @@ impl Root {
     fn refuse_all(&self, service: usize, waiting: &[Waiting], reply: Reply, now: Moment) {
         for waiting in waiting {
             if abi::set_effective_context(waiting.stream_id).is_ok() {
-                self.refused(service, reply).send(now);
+                if let Some(at_work) = self.services.get(service) {
+                    at_work.refuse_waiting(reply, None, now);
+                }
             }
         }
     }

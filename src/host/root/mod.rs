@@ -19,7 +19,7 @@ use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
 use crate::authorization::{Asked, Lifetimes, Question};
-use crate::config::{self, Configuration, Service};
+use crate::config::{self, Configuration, Replies, Service};
 use crate::credentials::{Digest, Kind};
 use crate::mapping::Usage;
 use crate::moment::Moment;
@@ -155,6 +155,19 @@ impl Root {
         match self.services.get(service) {
             Some(at_work) => at_work.refused(reply),
             None => reply,
+        }
+    }
+
+    /// What callers of a service are told.
+    /// The replies to requests of no service.
+    pub const fn general_replies(&self) -> &Replies {
+        &self.configuration.replies
+    }
+
+    fn replies(&self, service: usize) -> &Replies {
+        match self.configuration.services.get(service) {
+            Some(service) => &service.replies,
+            None => &self.configuration.replies,
         }
     }
 

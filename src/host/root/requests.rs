@@ -1,11 +1,11 @@
 //! A request, from its headers to its decision or its pause.
 
 use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
-use crate::authorization::{Asked, Joined, Landing, Verdict, application};
-use crate::config::{NotAHost, Unknown, UnmatchedHosts};
+use crate::authorization::{Asked, Joined, Landing, Quota, Verdict, application};
+use crate::config::{NoService, Unknown, UnmatchedHosts};
 use crate::credentials::{Body, Digest, Found, Kind, Stripped};
 use crate::host::abi::{self, Action, HostResult, MapType};
-use crate::host::local_reply::Reply;
+use crate::host::local_reply::{Reply, tell, wants_grpc};
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::host::{calls, clock};
@@ -16,29 +16,18 @@ use crate::service_management::Denial;
 /// Requests that may wait for answers in one VM: each holds a connection, and some
 /// hundred bytes here.
 const MOST_WAITING: usize = 10_000;
+/// The path of the property that has the name of Envoy's route.
+const ROUTE_NAME: &[u8] = b"xds\0route_name";
 
 impl Root {
     /// Decides about a request, by its headers and what there is of its body: goes on, is
     /// answered here, or waits.
     pub fn on_request(&mut self, stream_id: u32, body: Body<'_>, shared: &mut Shared) -> Action {
         let now = clock::now();
-        match self.decide(stream_id, body, shared, now) {
-            Ok(action) => action,
-            Err(reply) => {
-                reply.send(now);
-                Action::Pause
-            }
-        }
-    }
-
-    fn decide(
-        &mut self,
-        stream_id: u32,
-        body: Body<'_>,
-        shared: &mut Shared,
-        now: Moment,
-    ) -> Result<Action, Reply> {
-        let bytes = abi::header_map(MapType::RequestHeaders).map_err(|_| Reply::Contended)?;
+        let Ok(bytes) = abi::header_map(MapType::RequestHeaders) else {
+            Reply::Contended.send(&self.configuration.replies, false, None, now);
+            return Action::Pause;
+        };
         let pairs = abi::parse_pairs(&bytes);
         let headers = Headers { pairs: &pairs };
         let request = Request {
@@ -47,28 +36,79 @@ impl Root {
             target: headers.first(b":path").unwrap_or_default(),
             headers,
         };
-        let (index, service) = match self.configuration.service_for(request.authority) {
-            Ok(Some(found)) => found,
-            Ok(None) if self.configuration.unmatched_hosts == UnmatchedHosts::Pass => {
-                self.unmatched.count();
-                return Ok(Action::Continue);
-            }
-            Ok(None) | Err(NotAHost) => {
-                self.unmatched.count();
-                return Err(Reply::NoService);
+        let service = match self.service_for(&request) {
+            Ok(Some(service)) => service,
+            Ok(None) => return Action::Continue,
+            Err(reply) => {
+                let grpc = wants_grpc(&headers);
+                reply.send(&self.configuration.replies, grpc, None, now);
+                return Action::Pause;
             }
         };
+        let mut quota = None;
+        match self.decide(
+            (stream_id, service),
+            &request,
+            body,
+            &mut quota,
+            shared,
+            now,
+        ) {
+            Ok(action) => action,
+            Err(reply) => {
+                reply.send(self.replies(service), wants_grpc(&headers), quota, now);
+                Action::Pause
+            }
+        }
+    }
+
+    /// The index of the request's service. `None`: it passes, for its host is nobody's.
+    fn service_for(&self, request: &Request<'_>) -> Result<Option<usize>, Reply> {
+        let route = || abi::property(ROUTE_NAME).ok();
+        let found = self
+            .configuration
+            .service_for(request.authority, request.target, route);
+        match found {
+            Ok((index, _)) => Ok(Some(index)),
+            Err(why) => {
+                self.unmatched.count();
+                let pass = self.configuration.unmatched_hosts == UnmatchedHosts::Pass;
+                if pass && why == NoService::Host {
+                    Ok(None)
+                } else {
+                    Err(Reply::NoService)
+                }
+            }
+        }
+    }
+
+    /// Decides about a request of a service. `quota` is what the caller is to be told of
+    /// the limit that refuses it, if anything.
+    fn decide(
+        &mut self,
+        (stream_id, index): (u32, usize),
+        request: &Request<'_>,
+        body: Body<'_>,
+        quota: &mut Option<Quota>,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<Action, Reply> {
         let at_work = self.services.get_mut(index).ok_or(Reply::Misconfigured)?;
-        if service.is_exempt(&request) {
+        let service = self
+            .configuration
+            .services
+            .get(index)
+            .ok_or(Reply::Misconfigured)?;
+        if service.is_exempt(request) {
             at_work.stats.count(Counter::Exempt);
             return Ok(Action::Continue);
         }
         if matches!(body, Body::Whole(body) if bodies::is_too_large(body.len())) {
             return Err(at_work.refused(Reply::LargeBody));
         }
-        let credential = match service.credentials.find(&request, body) {
+        let credential = match service.credentials.find(request, body) {
             Found::Credential(credential) => credential,
-            Found::InBody => return bodies::wait(&request).map_err(|reply| at_work.refused(reply)),
+            Found::InBody => return bodies::wait(request).map_err(|reply| at_work.refused(reply)),
             Found::Missing => return Err(at_work.refused(Reply::NoCredential)),
             Found::Unusable => return Err(at_work.refused(Reply::UnusableCredential)),
         };
@@ -80,7 +120,7 @@ impl Root {
             return Err(at_work.refused(Reply::NoRule));
         }
         // Before it is counted or waits: afterwards there is no way back.
-        if let Some(stripped) = service.credentials.strip(&request)
+        if let Some(stripped) = service.credentials.strip(request)
             && strip(&stripped).is_err()
         {
             return Err(at_work.refused(Reply::Contended));
@@ -96,9 +136,15 @@ impl Root {
         match verdict {
             Ok(Verdict::Admitted { stale }) => {
                 at_work.admitted(stale);
+                if let Some(left) = shared.applications.take_quota() {
+                    tell(&left, now);
+                }
                 Ok(Action::Continue)
             }
-            Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
+            Ok(Verdict::Refused(refusal)) => {
+                *quota = shared.applications.take_quota();
+                Err(at_work.refused(refusal.into()))
+            }
             Err(_) => Err(at_work.refused(Reply::Contended)),
             Ok(Verdict::Unknown) => {
                 let waiting = Waiting {

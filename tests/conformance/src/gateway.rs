@@ -214,6 +214,7 @@ impl Gateway {
             let answer = service.ask(&mut self.backend, kind, identity.value, &asked, now)?;
             let identity = Identity {
                 shown: asked.shown(service.rule, false),
+                tells: false,
                 ..identity
             };
             let authorization = match answer.to_known(service)? {
@@ -401,6 +402,7 @@ impl Service {
                 app_key: credential.app_key(),
                 referrer: Referrer::Ignored,
             },
+            tells: false,
         }
     }
 

@@ -708,7 +708,7 @@ pub unsafe extern "C" fn proxy_send_local_response(
     body_size: usize,
     headers: *const u8,
     headers_size: usize,
-    _grpc_status: i32,
+    grpc_status: i32,
 ) -> u32 {
     host("proxy_send_local_response", |vm| {
         // SAFETY: the guest's own strings.
@@ -725,6 +725,7 @@ pub unsafe extern "C" fn proxy_send_local_response(
             headers: readable(&wire::decode(headers)),
             body: body.to_vec(),
             details: String::from_utf8_lossy(details).into_owned(),
+            grpc_status: Some(grpc_status).filter(|status| *status >= 0),
         };
         defer(vm, Action::Reply(reply));
         Ok(())

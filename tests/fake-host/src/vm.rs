@@ -81,6 +81,8 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// The response-code detail for the access log.
     pub details: String,
+    /// The gRPC status, if the filter gave one. Envoy heeds it for gRPC requests only.
+    pub grpc_status: Option<i32>,
 }
 
 impl Reply {

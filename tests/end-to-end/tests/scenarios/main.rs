@@ -9,5 +9,6 @@ mod observability;
 mod outage;
 mod reload;
 mod replies;
+mod services;
 mod single_flight;
 mod waiting;
