@@ -58,6 +58,8 @@ pub enum Landing {
     Misconfigured,
     /// The answer could not be kept.
     Contended,
+    /// Too many unknown credentials are asked about already.
+    OverBudget,
 }
 
 /// What wakes a root context: the application whose question has landed.
@@ -198,6 +200,7 @@ impl Message {
             Landing::Failed => [3, 0],
             Landing::Misconfigured => [4, 0],
             Landing::Contended => [5, 0],
+            Landing::OverBudget => [6, 0],
         };
         [
             &MESSAGE_MAGIC[..],
@@ -222,6 +225,7 @@ impl Message {
             [3, 0] => Landing::Failed,
             [4, 0] => Landing::Misconfigured,
             [5, 0] => Landing::Contended,
+            [6, 0] => Landing::OverBudget,
             _ => return None,
         };
         Some(Self {
@@ -459,6 +463,7 @@ mod tests {
             Landing::Failed,
             Landing::Misconfigured,
             Landing::Contended,
+            Landing::OverBudget,
         ];
         for landing in landings {
             let message = Message {

@@ -7,6 +7,8 @@
 //! leaves, a slot that must be given to somebody else.
 
 mod applications;
+mod breaker;
+mod budget;
 mod codec;
 mod debug;
 mod flights;
@@ -23,6 +25,8 @@ mod table;
 mod testing;
 
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
+pub use breaker::{Breaker, Passage, Turn};
+pub use budget::{BURST_SECONDS, Budget};
 pub use flights::{Flights, Joined, Landing, Message};
 pub use limit::Limit;
 pub use mailboxes::Mailbox;

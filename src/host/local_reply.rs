@@ -35,6 +35,8 @@ pub enum Reply {
     Misconfigured,
     /// Shared data was contended beyond reason.
     Contended,
+    /// More unknown credentials than may be asked about.
+    OverBudget,
     /// More requests wait for answers than a worker holds.
     Overloaded,
 }
@@ -57,7 +59,11 @@ impl Reply {
             Self::UnusableCredential | Self::Denied(_) | Self::Disabled => 403,
             Self::NoService | Self::NoRule => 404,
             Self::Limited { .. } => 429,
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => 503,
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => 503,
         }
     }
 
@@ -74,6 +80,7 @@ impl Reply {
             Self::BackendFailed => "service_management_unavailable",
             Self::Misconfigured => "misconfigured",
             Self::Contended => "contended",
+            Self::OverBudget => "over_budget",
             Self::Overloaded => "overloaded",
         };
         format!("tollgate_{case}")
@@ -88,9 +95,11 @@ impl Reply {
             Self::NoRule => "This API has no such operation.\n",
             Self::Limited { .. } => "A limit of the plan is used up.\n",
             Self::Disabled => "The plan does not include this operation.\n",
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
-                "The request cannot be authorized right now.\n"
-            }
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => "The request cannot be authorized right now.\n",
         }
     }
 
@@ -103,9 +112,11 @@ impl Reply {
                 let seconds = milliseconds.div_ceil(1_000);
                 Some(if seconds == 0 { 1 } else { seconds })
             }
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
-                Some(UNAVAILABLE_RETRY_SECONDS)
-            }
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => Some(UNAVAILABLE_RETRY_SECONDS),
             _ => None,
         }
     }

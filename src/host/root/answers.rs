@@ -29,6 +29,7 @@ impl Root {
                     .get(&digest)
                     .map(|fetch| answered.to_authorize(identification(fetch.kind)));
                 if let Some(answer) = answer {
+                    self.judge(&answer, shared, now);
                     self.answered_unknown(digest, &answer, shared, now);
                 }
             }
@@ -40,6 +41,7 @@ impl Root {
                 asked,
             } => {
                 let answer = answered.to_authorize(identification(kind));
+                self.judge(&answer, shared, now);
                 self.answered_refresh(service, (slot, digest), &answer, asked, shared, now);
                 let landing = match answer {
                     AuthorizeAnswer::Known(_) => Landing::Remembered,

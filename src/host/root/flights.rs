@@ -5,6 +5,7 @@
 //! process. Nobody waits for ever: a question has a deadline, and after it, on a tick,
 //! whoever waits takes it over or gives up.
 
+use super::gate::Shut;
 use super::{Call, Fetch, Root, Waiting, milliseconds};
 use crate::authorization::{
     Joined, Landing, Learned, Mailbox, Message, Record, Verdict, mailboxes,
@@ -80,7 +81,7 @@ impl Root {
     }
 
     /// How long a question may be under way, in milliseconds.
-    fn longest(&self) -> u64 {
+    pub(super) fn longest(&self) -> u64 {
         milliseconds(self.configuration.service_management.timeout)
             .saturating_add(SLACK_MILLISECONDS)
     }
@@ -125,6 +126,9 @@ impl Root {
             }
             Landing::Contended => {
                 self.conclude(digest, Err(Reply::Contended), false, shared, now);
+            }
+            Landing::OverBudget => {
+                self.conclude(digest, Err(Reply::OverBudget), false, shared, now);
             }
         }
     }
@@ -179,18 +183,36 @@ impl Root {
             return;
         };
         let service = fetch.service;
-        match self.ask(service, fetch.kind, &fetch.value) {
-            Some(token) => {
+        let asked = self.pass_gate(shared, now).and_then(|()| {
+            self.ask(service, fetch.kind, &fetch.value)
+                .ok_or(Shut::NoCall)
+        });
+        let shut = match asked {
+            Ok(token) => {
                 if let Some(fetch) = self.fetches.get_mut(&digest) {
                     fetch.waits_until = None;
                 }
                 self.count(service, Counter::AuthorizeCalls);
                 self.calls.insert(token, Call::Authorize(digest));
+                return;
             }
-            None => {
+            Err(shut) => shut,
+        };
+        self.land(digest, shut.landing(), shared);
+        match shut {
+            Shut::OverBudget => {
+                self.conclude(digest, Err(Reply::OverBudget), false, shared, now);
+            }
+            Shut::Contended => {
+                self.conclude(digest, Err(Reply::Contended), false, shared, now);
+            }
+            Shut::BreakerOpen => {
+                self.count(service, Counter::BreakerOpen);
+                self.give_up(digest, shared, now);
+            }
+            Shut::NoCall => {
                 self.count(service, Counter::AuthorizeFailures);
                 self.warn_failed(service, "the call could not be made", now);
-                self.land(digest, Landing::Failed, shared);
                 self.give_up(digest, shared, now);
             }
         }

@@ -1,5 +1,6 @@
 //! A request, from its headers to its decision or its pause.
 
+use super::gate::Shut;
 use super::{Call, Fetch, Root, Waiting, access, lifetimes};
 use crate::authorization::{Joined, Landing, Verdict, application};
 use crate::config::{NotAHost, Unknown, UnmatchedHosts};
@@ -127,6 +128,9 @@ impl Root {
             return Ok(Action::Pause);
         }
         fetch.waiting.push(waiting);
+        if let Err(shut) = self.look_through_gate(shared, now) {
+            return self.unasked(fetch, digest, shut, shared, now);
+        }
         match self.join(digest, shared, now) {
             Joined::Waits { until } => {
                 fetch.waits_until = Some(until);
@@ -144,10 +148,17 @@ impl Root {
         }
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
-        let Some(token) = self.ask(service, fetch.kind, &fetch.value) else {
-            let decided = self.unasked(fetch, digest, shared, now);
-            self.land(digest, Landing::Failed, shared);
-            return decided;
+        let asked = self.pass_gate(shared, now).and_then(|()| {
+            self.ask(service, fetch.kind, &fetch.value)
+                .ok_or(Shut::NoCall)
+        });
+        let token = match asked {
+            Ok(token) => token,
+            Err(shut) => {
+                let decided = self.unasked(fetch, digest, shut, shared, now);
+                self.land(digest, shut.landing(), shared);
+                return decided;
+            }
         };
         self.count(service, Counter::AuthorizeCalls);
         self.calls.insert(token, Call::Authorize(digest));
@@ -183,21 +194,35 @@ impl Root {
         })
     }
 
-    /// The call could not even be made. Decided at once, for the request whose callback
-    /// is running can be let go on only by its own return.
+    /// Nobody is asked. Decided at once, for the request whose callback is running can be
+    /// let go on only by its own return.
     fn unasked(
         &mut self,
         fetch: Fetch,
         digest: Digest,
+        shut: Shut,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
+        let deny = self.configuration.authorization.unknown == Unknown::Deny;
+        // Whoever is let in takes a slot: no more of them than could be asked about.
+        let shut = match shut {
+            Shut::BreakerOpen if !deny => self.spend(shared, now).err().unwrap_or(shut),
+            _ => shut,
+        };
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return Err(Reply::Misconfigured);
         };
-        at_work.stats.count(Counter::AuthorizeFailures);
-        at_work.failed("the call could not be made", now);
-        if self.configuration.authorization.unknown == Unknown::Deny {
+        match shut {
+            Shut::NoCall => {
+                at_work.stats.count(Counter::AuthorizeFailures);
+                at_work.failed("the call could not be made", now);
+            }
+            Shut::BreakerOpen => at_work.stats.count(Counter::BreakerOpen),
+            Shut::OverBudget => return Err(at_work.refused(Reply::OverBudget)),
+            Shut::Contended => return Err(at_work.refused(Reply::Contended)),
+        }
+        if deny {
             return Err(at_work.refused(Reply::BackendFailed));
         }
         let identity = at_work.identity_of(digest, &fetch);

@@ -8,6 +8,7 @@
 mod accidents;
 mod asking;
 mod flights;
+mod floods;
 mod flush;
 mod limits;
 mod refresh;
