@@ -16,7 +16,9 @@ const MOST_FAILURES: u32 = 5;
 /// The first pause, doubled after each probe that fails up to the longest; the upper half
 /// of each is random, so that many gateways do not come back at once.
 const FIRST_PAUSE: u64 = 1_000;
-const LONGEST_PAUSE: u64 = 30_000;
+const LONGEST_PAUSE: u64 = 10_000;
+/// No probe has longer: a question may be configured to take a minute.
+const LONGEST_PROBE: u64 = 61_000;
 
 /// Whether service management is to be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +81,9 @@ impl Breaker {
             Passage::Closed => true,
             Passage::Open => false,
             Passage::HalfOpen => {
-                state.probe_until = now.monotonic.saturating_add(milliseconds);
+                state.probe_until = now
+                    .monotonic
+                    .saturating_add(milliseconds.min(LONGEST_PROBE));
                 // Whoever was faster probes.
                 self.write(data, state, token).is_ok()
             }
@@ -176,10 +180,15 @@ fn parse(value: &[u8], now: Moment) -> Option<State> {
         open_until: u64::from_le_bytes(*open_until),
         probe_until: u64::from_le_bytes(rest.try_into().ok()?),
     };
-    // Nobody pauses longer, nor probes longer than a question may be configured to take. A
-    // clock may be read a little later elsewhere.
-    let longest = now.monotonic.saturating_add(4 * LONGEST_PAUSE);
-    (state.open_until <= longest && state.probe_until <= longest).then_some(state)
+    // Nobody pauses or probes longer. A clock may be read a little later elsewhere.
+    let longest = |milliseconds: u64| {
+        now.monotonic
+            .saturating_add(milliseconds)
+            .saturating_add(10_000)
+    };
+    let possible =
+        state.open_until <= longest(LONGEST_PAUSE) && state.probe_until <= longest(LONGEST_PROBE);
+    possible.then_some(state)
 }
 
 #[cfg(test)]
@@ -251,7 +260,7 @@ mod tests {
     fn each_probe_that_fails_doubles_the_pause_and_what_fails_beside_it_does_not() {
         let data = opened();
         let mut now = 500;
-        for pause in [1_000, 2_000, 4_000, 8_000, 15_000, 15_000] {
+        for pause in [1_000, 2_000, 4_000, 5_000, 5_000, 5_000] {
             assert!(BREAKER.pass(&data, at(now), 100));
             for _ in 0..5 {
                 assert_eq!(BREAKER.failed(&data, at(now), 0), None);
