@@ -37,6 +37,8 @@ pub enum Reply {
     Misconfigured,
     /// Shared data was contended beyond reason.
     Contended,
+    /// More unknown credentials than may be asked about.
+    OverBudget,
     /// More requests wait for answers than a worker holds.
     Overloaded,
     /// The credential is looked for in a body that is larger than any form with one.
@@ -68,7 +70,9 @@ impl Reply {
             Self::NoRule => Outcome::NoMappingRule,
             Self::Limited { .. } => Outcome::Limited,
             Self::Disabled => Outcome::Disabled,
-            Self::BackendFailed | Self::Contended | Self::Overloaded => Outcome::Unavailable,
+            Self::BackendFailed | Self::Contended | Self::OverBudget | Self::Overloaded => {
+                Outcome::Unavailable
+            }
             Self::Misconfigured => Outcome::Misconfigured,
         }
     }
@@ -86,6 +90,7 @@ impl Reply {
             Self::BackendFailed => "service_management_unavailable",
             Self::Misconfigured => "misconfigured",
             Self::Contended => "contended",
+            Self::OverBudget => "over_budget",
             Self::Overloaded => "overloaded",
             Self::LargeBody => "body_too_large",
             Self::LateBody => "body_too_late",
@@ -97,9 +102,11 @@ impl Reply {
     const fn retry_after(self, now: Moment) -> Option<u64> {
         match self {
             Self::Limited { until } => seconds_to(until, now),
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
-                Some(UNAVAILABLE_RETRY_SECONDS)
-            }
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => Some(UNAVAILABLE_RETRY_SECONDS),
             _ => None,
         }
     }

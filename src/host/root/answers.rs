@@ -27,14 +27,23 @@ impl Root {
         let answered = Answered::read();
         match call {
             Call::Authorize(digest) => {
-                self.answered_unknown(digest, &answered, shared, now);
+                let answer = self
+                    .fetches
+                    .get(&digest)
+                    .map(|fetch| answered.to_authorize(identification(fetch.kind)));
+                if let Some(answer) = answer {
+                    self.judge(&answer, shared, now);
+                    self.answered_unknown(digest, &answer, &answered, shared, now);
+                }
             }
             Call::Refresh {
                 service,
                 question,
                 asked,
             } => {
-                self.answered_refresh(service, question, &answered, asked, shared, now);
+                let answer = answered.to_authorize(identification(question.kind));
+                self.judge(&answer, shared, now);
+                self.answered_refresh((service, question), &answer, &answered, asked, shared, now);
                 if self.leads(service) {
                     self.refresh(service, shared, now);
                 }
@@ -57,6 +66,7 @@ impl Root {
     fn answered_unknown(
         &mut self,
         digest: Digest,
+        answer: &AuthorizeAnswer,
         answered: &Answered,
         shared: &mut Shared,
         now: Moment,
@@ -69,12 +79,12 @@ impl Root {
         };
         let lifetimes = lifetimes(&self.configuration);
         let identity = at_work.identity_of(digest, fetch, &fetch.asked);
-        let basis = match answered.to_authorize(identification(fetch.kind)) {
+        let basis = match answer {
             AuthorizeAnswer::Known(authorization) => {
                 let learned = shared.applications.learn(
                     &shared.data,
                     &identity,
-                    &authorization,
+                    authorization,
                     &at_work.service.metrics,
                     now,
                     &lifetimes,
@@ -97,22 +107,23 @@ impl Root {
                 let _ = shared.applications.learn_denial(
                     &shared.data,
                     &identity,
-                    denial,
+                    *denial,
                     now,
                     &lifetimes,
                 );
-                if denial == Denial::ApplicationKeyInvalid && self.ask_about_keys(digest, answered)
+                if *denial == Denial::ApplicationKeyInvalid
+                    && self.ask_about_keys(digest, answered, shared, now)
                 {
                     return;
                 }
                 if denial.is_of_the_application() {
-                    Basis::Reply(Reply::Denied(denial))
+                    Basis::Reply(Reply::Denied(*denial))
                 } else {
                     Basis::Remembered
                 }
             }
             AuthorizeAnswer::Misconfigured(what) => {
-                at_work.misconfigured(what, now);
+                at_work.misconfigured(*what, now);
                 Basis::Known(Reply::Misconfigured)
             }
             AuthorizeAnswer::Failed(failure) => {
@@ -129,7 +140,13 @@ impl Root {
     /// A key is wrong, and others wait with other keys: asks once for all of them, without a
     /// key, which has the application's keys listed, and then with one of these. False: it is
     /// not worth it, or leads nowhere.
-    fn ask_about_keys(&mut self, digest: Digest, answered: &Answered) -> bool {
+    fn ask_about_keys(
+        &mut self,
+        digest: Digest,
+        answered: &Answered,
+        shared: &Shared,
+        now: Moment,
+    ) -> bool {
         let Some(fetch) = self.fetches.get(&digest) else {
             return false;
         };
@@ -152,6 +169,9 @@ impl Root {
         };
         let asked = at_work.asks_again_with(app_key.as_deref());
         let service = fetch.service;
+        if self.spend(shared, now).is_err() {
+            return false;
+        }
         let Some(token) = self.ask(service, fetch.kind, &fetch.value, &asked) else {
             return false;
         };
@@ -222,8 +242,8 @@ impl Root {
 
     fn answered_refresh(
         &mut self,
-        index: usize,
-        question: Question,
+        (index, question): (usize, Question),
+        answer: &AuthorizeAnswer,
         answered: &Answered,
         asked: Moment,
         shared: &mut Shared,
@@ -234,8 +254,7 @@ impl Root {
             return;
         };
         let Question { slot, digest, .. } = question;
-        let answer = answered.to_authorize(identification(question.kind));
-        let known = match &answer {
+        let known = match answer {
             AuthorizeAnswer::Known(authorization) => Ok(authorization),
             AuthorizeAnswer::Denied(Denial::ApplicationKeyInvalid)
                 if question.kind == Kind::AppId =>

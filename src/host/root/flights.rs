@@ -6,8 +6,9 @@
 //! whoever waits takes it over or gives up.
 
 use super::basis::Basis;
+use super::gate::Shut;
 use super::{Call, Fetch, Root, Waiting, milliseconds};
-use crate::authorization::{Joined, Landing, Mailbox, Message, Verdict, mailboxes};
+use crate::authorization::{Asked, Joined, Landing, Mailbox, Message, Verdict, mailboxes};
 use crate::config::Unknown;
 use crate::credentials::Digest;
 use crate::host::abi;
@@ -83,7 +84,7 @@ impl Root {
     }
 
     /// How long a question may be under way, in milliseconds.
-    fn longest(&self) -> u64 {
+    pub(super) fn longest(&self) -> u64 {
         milliseconds(self.configuration.service_management.timeout)
             .saturating_add(SLACK_MILLISECONDS)
     }
@@ -129,6 +130,9 @@ impl Root {
             Landing::Contended => {
                 self.conclude(digest, Basis::Reply(Reply::Contended), shared, now);
             }
+            Landing::OverBudget => {
+                self.conclude(digest, Basis::Known(Reply::OverBudget), shared, now);
+            }
         }
     }
 
@@ -167,6 +171,7 @@ impl Root {
 
     /// Asks for those who have waited so far: what the first of them needs to know.
     fn ask_for(&mut self, digest: Digest, shared: &mut Shared, now: Moment) {
+        let passed = self.pass_gate(shared, now);
         let asked = loop {
             let Some(fetch) = self.fetches.get(&digest) else {
                 return;
@@ -175,6 +180,9 @@ impl Root {
                 self.take_fetch(digest);
                 self.land(digest, Landing::Remembered, shared);
                 return;
+            }
+            if passed.is_err() {
+                break Asked::default();
             }
             if let Some(asked) = self.question(digest, fetch, shared, now) {
                 break asked;
@@ -185,11 +193,11 @@ impl Root {
             };
             let wrong = fetch.waiting.remove(0);
             self.waiting = self.waiting.saturating_sub(1);
-            if abi::set_effective_context(wrong.stream_id).is_ok() {
+            if abi::set_effective_context(wrong.stream_id).is_ok()
+                && let Some(at_work) = self.services.get(service)
+            {
                 let denial = Denial::ApplicationKeyInvalid;
-                if let Some(at_work) = self.services.get(service) {
-                    at_work.refuse_waiting(Reply::Denied(denial), None, now);
-                }
+                at_work.refuse_waiting(Reply::Denied(denial), None, now);
             }
         };
         let Some(fetch) = self.fetches.get_mut(&digest) else {
@@ -201,18 +209,36 @@ impl Root {
         let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        match self.ask(service, fetch.kind, &fetch.value, &fetch.asked) {
-            Some(token) => {
+        let asked = passed.and_then(|()| {
+            self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
+                .ok_or(Shut::NoCall)
+        });
+        let shut = match asked {
+            Ok(token) => {
                 if let Some(fetch) = self.fetches.get_mut(&digest) {
                     fetch.waits_until = None;
                 }
                 self.count(service, Counter::AuthorizeCalls);
                 self.calls.insert(token, Call::Authorize(digest));
+                return;
             }
-            None => {
+            Err(shut) => shut,
+        };
+        self.land(digest, shut.landing(), shared);
+        match shut {
+            Shut::OverBudget => {
+                self.conclude(digest, Basis::Known(Reply::OverBudget), shared, now);
+            }
+            Shut::Contended => {
+                self.conclude(digest, Basis::Reply(Reply::Contended), shared, now);
+            }
+            Shut::BreakerOpen => {
+                self.count(service, Counter::BreakerOpen);
+                self.give_up(digest, shared, now);
+            }
+            Shut::NoCall => {
                 self.count(service, Counter::AuthorizeFailures);
                 self.warn_failed(service, "the call could not be made", now);
-                self.land(digest, Landing::Failed, shared);
                 self.give_up(digest, shared, now);
             }
         }

@@ -1,5 +1,6 @@
 //! A request, from its headers to its decision or its pause.
 
+use super::gate::Shut;
 use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
 use crate::authorization::{Asked, Joined, Landing, Quota, Verdict, application};
 use crate::config::{NoService, Unknown, UnmatchedHosts};
@@ -189,6 +190,9 @@ impl Root {
             return Ok(Action::Pause);
         }
         fetch.waiting.push(waiting);
+        if let Err(shut) = self.look_through_gate(shared, now) {
+            return self.unasked(fetch, digest, shut, shared, now);
+        }
         match self.join(digest, shared, now) {
             Joined::Waits { until } => {
                 fetch.waits_until = Some(until);
@@ -204,7 +208,12 @@ impl Root {
             }
             Joined::Alone => {}
         }
-        let Some(asked) = self.question(digest, &fetch, shared, now) else {
+        let passed = self.pass_gate(shared, now);
+        let asked = match passed {
+            Ok(()) => self.question(digest, &fetch, shared, now),
+            Err(_) => Some(Asked::default()),
+        };
+        let Some(asked) = asked else {
             self.land(digest, Landing::Remembered, shared);
             let denial = Denial::ApplicationKeyInvalid;
             return Err(self.refused(service, Reply::Denied(denial)));
@@ -212,10 +221,17 @@ impl Root {
         fetch.asked = asked;
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
-        let Some(token) = self.ask(service, fetch.kind, &fetch.value, &fetch.asked) else {
-            let decided = self.unasked(fetch, digest, shared, now);
-            self.land(digest, Landing::Failed, shared);
-            return decided;
+        let asked = passed.and_then(|()| {
+            self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
+                .ok_or(Shut::NoCall)
+        });
+        let token = match asked {
+            Ok(token) => token,
+            Err(shut) => {
+                let decided = self.unasked(fetch, digest, shut, shared, now);
+                self.land(digest, shut.landing(), shared);
+                return decided;
+            }
         };
         self.count(service, Counter::AuthorizeCalls);
         self.calls.insert(token, Call::Authorize(digest));
@@ -265,21 +281,34 @@ impl Root {
         })
     }
 
-    /// The call could not even be made. Decided at once, for the request whose callback
-    /// is running can be let go on only by its own return.
+    /// Nobody is asked. Decided at once, for the request whose callback is running can be
+    /// let go on only by its own return.
     fn unasked(
         &mut self,
         fetch: Fetch,
         digest: Digest,
+        shut: Shut,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
+        let deny = self.configuration.authorization.unknown == Unknown::Deny;
+        // Whoever is let in takes a slot: no more of them than could be asked about.
+        let shut = match shut {
+            Shut::BreakerOpen if !deny => self.spend(shared, now).err().unwrap_or(shut),
+            _ => shut,
+        };
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return Err(Reply::Misconfigured);
         };
-        at_work.stats.count(Counter::AuthorizeFailures);
-        at_work.failed("the call could not be made", now);
-        let allow = self.configuration.authorization.unknown == Unknown::Allow;
+        match shut {
+            Shut::NoCall => {
+                at_work.stats.count(Counter::AuthorizeFailures);
+                at_work.failed("the call could not be made", now);
+            }
+            Shut::BreakerOpen => at_work.stats.count(Counter::BreakerOpen),
+            Shut::Contended => return Err(at_work.refused(Reply::Contended)),
+            Shut::OverBudget => {}
+        }
         let negative_ttl = lifetimes(&self.configuration).negative_ttl;
         let Some(waiting) = fetch.waiting.first() else {
             return Err(at_work.refused(Reply::BackendFailed));
@@ -295,6 +324,7 @@ impl Root {
             )
         };
         let mut verdict = decide(shared);
+        let allow = !deny && shut != Shut::OverBudget;
         if verdict == Ok(Verdict::Unknown) && allow {
             verdict = shared
                 .applications
@@ -310,6 +340,9 @@ impl Root {
                 Ok(Action::Continue)
             }
             Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
+            Ok(Verdict::Unknown) if shut == Shut::OverBudget => {
+                Err(at_work.refused(Reply::OverBudget))
+            }
             Ok(Verdict::Unknown) => Err(at_work.refused(Reply::BackendFailed)),
             Err(_) => Err(at_work.refused(Reply::Contended)),
         }
