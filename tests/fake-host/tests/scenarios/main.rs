@@ -9,6 +9,7 @@ mod accidents;
 mod asking;
 mod flights;
 mod flush;
+mod keys;
 mod limits;
 mod refresh;
 mod replies;
