@@ -288,8 +288,8 @@ impl Root {
     }
 }
 
-/// Takes the credentials out of the current request. Envoy chose the route before; if it
-/// chooses again, it does so without them.
+/// Takes the credentials out of the current request. Envoy 1.40 forgets the route that it chose
+/// when a filter changes a header, and chooses again without them.
 fn strip(stripped: &Stripped<'_>) -> HostResult<()> {
     if let Some(target) = &stripped.target {
         abi::replace_request_header(b":path", target)?;

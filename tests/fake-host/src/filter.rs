@@ -19,6 +19,8 @@ unsafe extern "C" {
         trailers: usize,
     );
     fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: u32) -> u32;
+    fn proxy_on_request_body(context: u32, size: usize, end_of_stream: u32) -> u32;
+    fn proxy_on_request_trailers(context: u32, trailers: usize) -> u32;
 }
 
 /// Tollgate. What it does not export stays `None`; a test of the module's export list
@@ -36,6 +38,8 @@ pub(crate) fn tollgate() -> Guest {
         on_queue_ready: Some(proxy_on_queue_ready),
         on_http_call_response: Some(proxy_on_http_call_response),
         on_request_headers: Some(proxy_on_request_headers),
+        on_request_body: Some(proxy_on_request_body),
+        on_request_trailers: Some(proxy_on_request_trailers),
         on_done: None,
         on_log: None,
         on_delete: None,

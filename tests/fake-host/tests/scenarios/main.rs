@@ -7,6 +7,7 @@
 
 mod accidents;
 mod asking;
+mod credentials;
 mod flights;
 mod flush;
 mod keys;
