@@ -58,6 +58,8 @@ pub enum Landing {
     Misconfigured,
     /// The answer could not be kept.
     Contended,
+    /// Too many unknown credentials are asked about already.
+    OverBudget,
 }
 
 impl Landing {
@@ -211,6 +213,7 @@ impl Message {
             Landing::Failed => [3, 0],
             Landing::Misconfigured => [4, 0],
             Landing::Contended => [5, 0],
+            Landing::OverBudget => [6, 0],
         };
         [
             &MESSAGE_MAGIC[..],
@@ -235,6 +238,7 @@ impl Message {
             [3, 0] => Landing::Failed,
             [4, 0] => Landing::Misconfigured,
             [5, 0] => Landing::Contended,
+            [6, 0] => Landing::OverBudget,
             _ => return None,
         };
         Some(Self {
@@ -472,6 +476,7 @@ mod tests {
             Landing::Failed,
             Landing::Misconfigured,
             Landing::Contended,
+            Landing::OverBudget,
         ];
         for landing in landings {
             let message = Message {

@@ -8,6 +8,8 @@
 
 mod accepted;
 mod applications;
+mod breaker;
+mod budget;
 mod codec;
 mod debug;
 mod flights;
@@ -27,6 +29,8 @@ mod table;
 mod testing;
 
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
+pub use breaker::{Breaker, Passage, Turn};
+pub use budget::{BURST_SECONDS, Budget};
 pub use flights::{Flights, Joined, Landing, Message};
 pub use keys::{KeyList, KeyRule, Keys};
 pub use limit::Limit;

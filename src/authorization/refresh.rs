@@ -210,3 +210,58 @@ impl Record {
             && (in_use || self.refresh_marked || self.wants_confirmation(now))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{at, known, metrics};
+    use super::super::{Applications, Identity, Lifetimes};
+    use super::*;
+    use crate::shared_data::memory::Memory;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    const LIFETIMES: Lifetimes = Lifetimes {
+        ttl: 1_000,
+        negative_ttl: 1_000,
+        stale_if_error: 1_000,
+    };
+
+    #[test]
+    fn what_another_vm_has_refreshed_since_it_was_listed_is_not_asked_again() {
+        let data = Memory::default();
+        let mut applications = Applications::open(&data, 8);
+        let alice = Identity {
+            digest: Digest([1; 16]),
+            scope: 7,
+            kind: Kind::UserKey,
+            value: b"alice",
+        };
+        let metrics = metrics(false);
+        let answer = known(Vec::new());
+        applications
+            .learn(&data, &alice, &answer, &metrics, at(0), &LIFETIMES)
+            .unwrap();
+        let found = applications
+            .table()
+            .change(&data, alice.digest, |_| Change::Keep(()));
+        let (slot, ()) = found.unwrap().unwrap();
+        let mut refresher = Refresher::new(7);
+        let asked = |refresher: &mut Refresher, applications: &mut Applications, now| {
+            refresher.next(&data, applications, at(now)).len()
+        };
+
+        refresher.add(slot, at(800));
+        assert_eq!(asked(&mut refresher, &mut applications, 800), 1);
+        refresher.failed(slot, at(800), 0);
+        let place = (slot, alice.digest);
+        applications
+            .refresh(&data, place, Ok(&answer), &metrics, at(900), &LIFETIMES)
+            .unwrap();
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 0);
+        refresher.add(slot, at(60_000));
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 1);
+        refresher.left_to_another(slot);
+        refresher.add(slot, at(60_000));
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 1);
+    }
+}

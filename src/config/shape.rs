@@ -149,6 +149,8 @@ pub(super) struct Authorization {
     pub(super) capacity: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     pub(super) unknown: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) unknown_calls_per_second: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]

@@ -89,6 +89,7 @@ fn what_is_left_out_has_its_default() {
             stale_if_error: Duration::from_secs(600),
             capacity: 16_384,
             unknown: Unknown::Deny,
+            unknown_calls_per_second: 100,
         }
     );
     assert_eq!(
@@ -137,6 +138,7 @@ fn every_field_is_read() {
         ],
         "authorization": {
             "ttl": "1d", "negative_ttl": "1s", "stale_if_error": "0s", "capacity": 1_000_000, "unknown": "allow",
+            "unknown_calls_per_second": 5,
         },
         "reporting": { "interval": "100ms", "timeout": "60s", "uncertain": "drop", "batch": 1 },
         "unmatched_hosts": "pass",
@@ -158,6 +160,7 @@ fn every_field_is_read() {
             stale_if_error: Duration::ZERO,
             capacity: 1_000_000,
             unknown: Unknown::Allow,
+            unknown_calls_per_second: 5,
         }
     );
     assert_eq!(
@@ -231,6 +234,11 @@ fn the_bounds_are_included() {
         ),
         ("/authorization", json!({ "capacity": 8 })),
         ("/authorization", json!({ "capacity": 1_048_576 })),
+        ("/authorization", json!({ "unknown_calls_per_second": 1 })),
+        (
+            "/authorization",
+            json!({ "unknown_calls_per_second": 1_000_000 }),
+        ),
         (
             "/reporting",
             json!({ "interval": "1m", "timeout": "1ms", "batch": 1_000 }),
@@ -380,7 +388,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         (
             "/authorization",
             json!({ "TTL": "1s" }),
-            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown",
+            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second",
         ),
         (
             "/reporting",

@@ -35,6 +35,8 @@ pub enum Reply {
     Misconfigured,
     /// Shared data was contended beyond reason.
     Contended,
+    /// More unknown credentials than may be asked about.
+    OverBudget,
     /// More requests wait for answers than a worker holds.
     Overloaded,
     /// The credential is looked for in a body that is larger than any form with one.
@@ -63,7 +65,11 @@ impl Reply {
             Self::LateBody => 408,
             Self::LargeBody => 413,
             Self::Limited { .. } => 429,
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => 503,
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => 503,
         }
     }
 
@@ -80,6 +86,7 @@ impl Reply {
             Self::BackendFailed => "service_management_unavailable",
             Self::Misconfigured => "misconfigured",
             Self::Contended => "contended",
+            Self::OverBudget => "over_budget",
             Self::Overloaded => "overloaded",
             Self::LargeBody => "body_too_large",
             Self::LateBody => "body_too_late",
@@ -98,9 +105,11 @@ impl Reply {
             Self::Disabled => "The plan does not include this operation.\n",
             Self::LargeBody => "The form is too large.\n",
             Self::LateBody => "The form did not arrive in time.\n",
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
-                "The request cannot be authorized right now.\n"
-            }
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => "The request cannot be authorized right now.\n",
         }
     }
 
@@ -113,9 +122,11 @@ impl Reply {
                 let seconds = milliseconds.div_ceil(1_000);
                 Some(if seconds == 0 { 1 } else { seconds })
             }
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
-                Some(UNAVAILABLE_RETRY_SECONDS)
-            }
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => Some(UNAVAILABLE_RETRY_SECONDS),
             _ => None,
         }
     }

@@ -64,12 +64,14 @@ impl Root {
         let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
+        let answer = answered.to_authorize(identification(fetch.kind));
+        self.judge(&answer, shared, now);
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return;
         };
         let lifetimes = lifetimes(&self.configuration);
         let identity = at_work.identity_of(digest, fetch, &fetch.asked);
-        let basis = match answered.to_authorize(identification(fetch.kind)) {
+        let basis = match answer {
             AuthorizeAnswer::Known(authorization) => {
                 let learned = shared.applications.learn(
                     &shared.data,
@@ -101,7 +103,8 @@ impl Root {
                     now,
                     &lifetimes,
                 );
-                if denial == Denial::ApplicationKeyInvalid && self.ask_about_keys(digest, answered)
+                if denial == Denial::ApplicationKeyInvalid
+                    && self.ask_about_keys(digest, answered, shared, now)
                 {
                     return;
                 }
@@ -129,7 +132,13 @@ impl Root {
     /// A key is wrong, and others wait with other keys: asks once for all of them, without a
     /// key, which has the application's keys listed, and then with one of these. False: it is
     /// not worth it, or leads nowhere.
-    fn ask_about_keys(&mut self, digest: Digest, answered: &Answered) -> bool {
+    fn ask_about_keys(
+        &mut self,
+        digest: Digest,
+        answered: &Answered,
+        shared: &Shared,
+        now: Moment,
+    ) -> bool {
         let Some(fetch) = self.fetches.get(&digest) else {
             return false;
         };
@@ -152,6 +161,9 @@ impl Root {
         };
         let asked = at_work.asks_again_with(app_key.as_deref());
         let service = fetch.service;
+        if self.pass_gate(shared, now).is_err() {
+            return false;
+        }
         let Some(token) = self.ask(service, fetch.kind, &fetch.value, &asked) else {
             return false;
         };
@@ -230,11 +242,12 @@ impl Root {
         now: Moment,
     ) {
         let lifetimes = lifetimes(&self.configuration);
+        let answer = answered.to_authorize(identification(question.kind));
+        self.judge(&answer, shared, now);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
         let Question { slot, digest, .. } = question;
-        let answer = answered.to_authorize(identification(question.kind));
         let known = match &answer {
             AuthorizeAnswer::Known(authorization) => Ok(authorization),
             AuthorizeAnswer::Denied(Denial::ApplicationKeyInvalid)

@@ -128,6 +128,9 @@ impl AtWork {
 
     /// Counts a refusal and hands it on.
     pub fn refused(&self, reply: Reply) -> Reply {
+        if reply == Reply::OverBudget {
+            self.stats.count(Counter::OverBudget);
+        }
         self.stats.count(match reply {
             Reply::NoCredential | Reply::LargeBody | Reply::LateBody => Counter::NoCredential,
             Reply::UnusableCredential | Reply::Denied(_) => Counter::Denied,
@@ -137,6 +140,7 @@ impl AtWork {
             | Reply::BackendFailed
             | Reply::Misconfigured
             | Reply::Contended
+            | Reply::OverBudget
             | Reply::Overloaded => Counter::Unavailable,
         });
         reply

@@ -6,6 +6,7 @@
 //! whoever waits takes it over or gives up.
 
 use super::basis::Basis;
+use super::gate::Shut;
 use super::{Call, Fetch, Root, Waiting, milliseconds};
 use crate::authorization::{Joined, Landing, Mailbox, Message, Verdict, mailboxes};
 use crate::config::Unknown;
@@ -83,7 +84,7 @@ impl Root {
     }
 
     /// How long a question may be under way, in milliseconds.
-    fn longest(&self) -> u64 {
+    pub(super) fn longest(&self) -> u64 {
         milliseconds(self.configuration.service_management.timeout)
             .saturating_add(SLACK_MILLISECONDS)
     }
@@ -128,6 +129,9 @@ impl Root {
             }
             Landing::Contended => {
                 self.conclude(digest, Basis::Reply(Reply::Contended), shared, now);
+            }
+            Landing::OverBudget => {
+                self.conclude(digest, Basis::Known(Reply::OverBudget), shared, now);
             }
         }
     }
@@ -199,18 +203,36 @@ impl Root {
         let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        match self.ask(service, fetch.kind, &fetch.value, &fetch.asked) {
-            Some(token) => {
+        let asked = self.pass_gate(shared, now).and_then(|()| {
+            self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
+                .ok_or(Shut::NoCall)
+        });
+        let shut = match asked {
+            Ok(token) => {
                 if let Some(fetch) = self.fetches.get_mut(&digest) {
                     fetch.waits_until = None;
                 }
                 self.count(service, Counter::AuthorizeCalls);
                 self.calls.insert(token, Call::Authorize(digest));
+                return;
             }
-            None => {
+            Err(shut) => shut,
+        };
+        self.land(digest, shut.landing(), shared);
+        match shut {
+            Shut::OverBudget => {
+                self.conclude(digest, Basis::Known(Reply::OverBudget), shared, now);
+            }
+            Shut::Contended => {
+                self.conclude(digest, Basis::Known(Reply::Contended), shared, now);
+            }
+            Shut::BreakerOpen => {
+                self.count(service, Counter::BreakerOpen);
+                self.give_up(digest, shared, now);
+            }
+            Shut::NoCall => {
                 self.count(service, Counter::AuthorizeFailures);
                 self.warn_failed(service, "the call could not be made", now);
-                self.land(digest, Landing::Failed, shared);
                 self.give_up(digest, shared, now);
             }
         }

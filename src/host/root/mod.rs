@@ -2,13 +2,15 @@
 //!
 //! What it does stands apart by when it happens: [`requests`] as they come, [`answers`]
 //! when a call ends, [`ticks`] when time has passed. [`flights`] is what it has to do with
-//! the other VMs of the process, [`at_work`] is one service of it.
+//! the other VMs of the process, [`gate`] whether anybody is asked at all,
+//! [`at_work`] is one service of it.
 
 mod answers;
 mod at_work;
 mod basis;
 pub mod bodies;
 mod flights;
+mod gate;
 mod requests;
 mod ticks;
 
@@ -18,9 +20,9 @@ use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Asked, Lifetimes, Question};
+use crate::authorization::{Asked, Breaker, Budget, Lifetimes, Question};
 use crate::config::{self, Configuration, Service};
-use crate::credentials::{Digest, Kind};
+use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
 use crate::moment::Moment;
 use crate::service_management::{Identification, Right, ServiceAccess};
@@ -84,6 +86,8 @@ pub struct Root {
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
     listening: Listening,
+    breaker: Breaker,
+    budget: Budget,
     calls: HashMap<u32, Call>,
     unmatched: UnmatchedHosts,
     swept: u32,
@@ -105,6 +109,13 @@ impl Root {
             .iter()
             .map(|service| AtWork::new(service, &key, shared))
             .collect();
+        let backend = Scope {
+            cluster: configuration.service_management.cluster.clone(),
+            authority: configuration.service_management.authority.clone(),
+            service: String::new(),
+        };
+        let breaker = Breaker::new(backend.number());
+        let budget = Budget::new(configuration.authorization.unknown_calls_per_second);
         Some(Self {
             id,
             configuration,
@@ -117,6 +128,8 @@ impl Root {
             fetches: HashMap::new(),
             waiting: 0,
             listening: Listening::default(),
+            breaker,
+            budget,
             calls: HashMap::new(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,

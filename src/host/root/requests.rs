@@ -1,5 +1,6 @@
 //! A request, from its headers to its decision or its pause.
 
+use super::gate::Shut;
 use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
 use crate::authorization::{Asked, Joined, Landing, Verdict, application};
 use crate::config::{NotAHost, Unknown, UnmatchedHosts};
@@ -143,6 +144,9 @@ impl Root {
             return Ok(Action::Pause);
         }
         fetch.waiting.push(waiting);
+        if let Err(shut) = self.look_through_gate(shared, now) {
+            return self.unasked(fetch, digest, shut, shared, now);
+        }
         match self.join(digest, shared, now) {
             Joined::Waits { until } => {
                 fetch.waits_until = Some(until);
@@ -166,10 +170,17 @@ impl Root {
         fetch.asked = asked;
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
-        let Some(token) = self.ask(service, fetch.kind, &fetch.value, &fetch.asked) else {
-            let decided = self.unasked(fetch, digest, shared, now);
-            self.land(digest, Landing::Failed, shared);
-            return decided;
+        let asked = self.pass_gate(shared, now).and_then(|()| {
+            self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
+                .ok_or(Shut::NoCall)
+        });
+        let token = match asked {
+            Ok(token) => token,
+            Err(shut) => {
+                let decided = self.unasked(fetch, digest, shut, shared, now);
+                self.land(digest, shut.landing(), shared);
+                return decided;
+            }
         };
         self.count(service, Counter::AuthorizeCalls);
         self.calls.insert(token, Call::Authorize(digest));
@@ -219,21 +230,38 @@ impl Root {
         })
     }
 
-    /// The call could not even be made. Decided at once, for the request whose callback
-    /// is running can be let go on only by its own return.
+    /// Nobody is asked. Decided at once, for the request whose callback is running can be
+    /// let go on only by its own return.
     fn unasked(
         &mut self,
         fetch: Fetch,
         digest: Digest,
+        shut: Shut,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
+        let deny = self.configuration.authorization.unknown == Unknown::Deny;
+        // Whoever is let in takes a slot: no more of them than could be asked about.
+        let shut = match shut {
+            Shut::BreakerOpen if !deny => self.spend(shared, now).err().unwrap_or(shut),
+            _ => shut,
+        };
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return Err(Reply::Misconfigured);
         };
-        at_work.stats.count(Counter::AuthorizeFailures);
-        at_work.failed("the call could not be made", now);
-        let allow = self.configuration.authorization.unknown == Unknown::Allow;
+        let unknown = match shut {
+            Shut::NoCall => {
+                at_work.stats.count(Counter::AuthorizeFailures);
+                at_work.failed("the call could not be made", now);
+                Reply::BackendFailed
+            }
+            Shut::BreakerOpen => {
+                at_work.stats.count(Counter::BreakerOpen);
+                Reply::BackendFailed
+            }
+            Shut::OverBudget => Reply::OverBudget,
+            Shut::Contended => Reply::Contended,
+        };
         let negative_ttl = lifetimes(&self.configuration).negative_ttl;
         let Some(waiting) = fetch.waiting.first() else {
             return Err(at_work.refused(Reply::BackendFailed));
@@ -249,22 +277,24 @@ impl Root {
             )
         };
         let mut verdict = decide(shared);
-        if verdict == Ok(Verdict::Unknown) && allow {
+        let let_in = verdict == Ok(Verdict::Unknown) && !deny && unknown == Reply::BackendFailed;
+        if let_in {
             verdict = shared
                 .applications
                 .let_in_unheard(&shared.data, &identity, now, negative_ttl)
                 .and_then(|_| decide(shared));
-            if matches!(verdict, Ok(Verdict::Admitted { .. })) {
-                at_work.stats.count(Counter::AdmittedUnknown);
-            }
         }
         match verdict {
             Ok(Verdict::Admitted { stale }) => {
-                at_work.admitted(stale && !allow);
+                if let_in {
+                    at_work.stats.count(Counter::AdmittedUnknown);
+                }
+                at_work.admitted(stale && !let_in);
                 Ok(Action::Continue)
             }
             Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
-            Ok(Verdict::Unknown) => Err(at_work.refused(Reply::BackendFailed)),
+            Ok(Verdict::Unknown) if let_in => Err(at_work.refused(Reply::Contended)),
+            Ok(Verdict::Unknown) => Err(at_work.refused(unknown)),
             Err(_) => Err(at_work.refused(Reply::Contended)),
         }
     }

@@ -299,7 +299,7 @@ pub unsafe extern "C" fn proxy_get_buffer_bytes(
                 7 => root
                     .filter(|root| root.configuring)
                     .map(|root| root.configuration.clone()),
-                0..=8 => None,
+                1..=8 => None,
                 _ => return Err(Status::BadArgument),
             }
         }

@@ -269,7 +269,9 @@ fn what_is_no_message_to_this_vm_changes_nothing() {
         landing: Landing::Failed,
     };
     envoy.post(&forged.encode());
-    workers[1].deliver();
+    for worker in &workers {
+        worker.deliver();
+    }
     assert_eq!(envoy.queued(), 0);
     workers[1].poll(streams[1]).paused();
     workers[0].answer(
@@ -392,12 +394,16 @@ fn with_no_slot_to_spare_each_worker_asks_for_its_own_requests() {
         introduce(&envoy, &workers[0], &format!("{number}"), authorized());
     }
     let streams = one_each(&workers, "ninth");
-    for worker in &workers {
-        worker.deliver();
+    let answer = |worker: &Worker| {
         let question = worker.calls().into_iter().find(is_question);
         let token = question.expect("each asks").token;
         worker.answer(token, authorized().at(envoy.wall_ms()));
+    };
+    answer(&workers[0]);
+    for worker in &workers[1..] {
+        worker.deliver();
     }
+    workers[1..].iter().for_each(answer);
     assert_eq!(outcomes(&workers, &streams), [None; 3]);
     assert_eq!(stat(&envoy, "requests_uncached"), 3);
     behaved(&envoy);

@@ -311,7 +311,7 @@ fn those_who_wait_with_other_keys_are_decided_by_the_list() {
     for wrong_first in [false, true] {
         let (envoy, workers) = gateway_of(2, &keyed(json!({})));
         let mut backend = Application::with(&["k1", "k2"]);
-        let mut keys = vec!["k1", "k2", "wrong", "other", "third", "fourth"];
+        let mut keys = ["k1", "k2", "wrong", "other", "third", "fourth"];
         if wrong_first {
             keys.reverse();
         }
@@ -339,8 +339,10 @@ fn those_who_wait_with_other_keys_are_decided_by_the_list() {
 #[test]
 fn a_full_list_is_not_believed_to_be_whole_and_each_key_is_asked_about() {
     let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application::default();
-    backend.keys = (0..300).map(|number| format!("k{number}")).collect();
+    let mut backend = Application {
+        keys: (0..300).map(|number| format!("k{number}")).collect(),
+        ..Application::default()
+    };
     assert_eq!(backend.get(&envoy, &worker, "k0"), None);
     assert_eq!(backend.get(&envoy, &worker, "k299"), None);
     assert_eq!(backend.get(&envoy, &worker, "wrong"), Some(403));

@@ -9,6 +9,7 @@ mod accidents;
 mod asking;
 mod credentials;
 mod flights;
+mod floods;
 mod flush;
 mod keys;
 mod limits;
