@@ -207,6 +207,7 @@ fn the_documented_defaults_are_the_defaults() {
         service,
         &[
             "path_prefix",
+            "oauth",
             "credentials",
             "metrics",
             "exempt",

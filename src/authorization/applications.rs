@@ -169,6 +169,7 @@ impl Applications {
         now: Moment,
         may_ask: bool,
     ) -> Result<Verdict, TableError> {
+        self.quota = None;
         let Identity { digest, shown, .. } = *application;
         if !self.table.has_hint(digest)
             && let Some(denial) = self.strangers.find(data, digest, now)

@@ -213,6 +213,7 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use super::super::shown::Shown;
     use super::super::testing::{at, known, metrics};
     use super::super::{Applications, Identity, Lifetimes};
     use super::*;
@@ -235,6 +236,8 @@ mod tests {
             scope: 7,
             kind: Kind::UserKey,
             value: b"alice",
+            shown: Shown::default(),
+            tells: false,
         };
         let metrics = metrics(false);
         let answer = known(Vec::new());
@@ -253,7 +256,8 @@ mod tests {
         refresher.add(slot, at(800));
         assert_eq!(asked(&mut refresher, &mut applications, 800), 1);
         refresher.failed(slot, at(800), 0);
-        let place = (slot, alice.digest);
+        let shown = Shown::default();
+        let place = (slot, alice.digest, &shown);
         applications
             .refresh(&data, place, Ok(&answer), &metrics, at(900), &LIFETIMES)
             .unwrap();

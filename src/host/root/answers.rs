@@ -27,23 +27,14 @@ impl Root {
         let answered = Answered::read();
         match call {
             Call::Authorize(digest) => {
-                let answer = self
-                    .fetches
-                    .get(&digest)
-                    .map(|fetch| answered.to_authorize(identification(fetch.kind)));
-                if let Some(answer) = answer {
-                    self.judge(&answer, shared, now);
-                    self.answered_unknown(digest, &answer, &answered, shared, now);
-                }
+                self.answered_unknown(digest, &answered, shared, now);
             }
             Call::Refresh {
                 service,
                 question,
                 asked,
             } => {
-                let answer = answered.to_authorize(identification(question.kind));
-                self.judge(&answer, shared, now);
-                self.answered_refresh((service, question), &answer, &answered, asked, shared, now);
+                self.answered_refresh(service, question, &answered, asked, shared, now);
                 if self.leads(service) {
                     self.refresh(service, shared, now);
                 }
@@ -66,7 +57,6 @@ impl Root {
     fn answered_unknown(
         &mut self,
         digest: Digest,
-        answer: &AuthorizeAnswer,
         answered: &Answered,
         shared: &mut Shared,
         now: Moment,
@@ -74,6 +64,8 @@ impl Root {
         let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
+        let answer = answered.to_authorize(identification(fetch.kind));
+        self.judge(&answer, shared, now);
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return;
         };
@@ -84,7 +76,7 @@ impl Root {
                 let learned = shared.applications.learn(
                     &shared.data,
                     &identity,
-                    authorization,
+                    &authorization,
                     &at_work.service.metrics,
                     now,
                     &lifetimes,
@@ -107,23 +99,23 @@ impl Root {
                 let _ = shared.applications.learn_denial(
                     &shared.data,
                     &identity,
-                    *denial,
+                    denial,
                     now,
                     &lifetimes,
                 );
-                if *denial == Denial::ApplicationKeyInvalid
+                if denial == Denial::ApplicationKeyInvalid
                     && self.ask_about_keys(digest, answered, shared, now)
                 {
                     return;
                 }
                 if denial.is_of_the_application() {
-                    Basis::Reply(Reply::Denied(*denial))
+                    Basis::Reply(Reply::Denied(denial))
                 } else {
                     Basis::Remembered
                 }
             }
             AuthorizeAnswer::Misconfigured(what) => {
-                at_work.misconfigured(*what, now);
+                at_work.misconfigured(what, now);
                 Basis::Known(Reply::Misconfigured)
             }
             AuthorizeAnswer::Failed(failure) => {
@@ -169,7 +161,7 @@ impl Root {
         };
         let asked = at_work.asks_again_with(app_key.as_deref());
         let service = fetch.service;
-        if self.spend(shared, now).is_err() {
+        if self.pass_gate(shared, now).is_err() {
             return false;
         }
         let Some(token) = self.ask(service, fetch.kind, &fetch.value, &asked) else {
@@ -242,19 +234,21 @@ impl Root {
 
     fn answered_refresh(
         &mut self,
-        (index, question): (usize, Question),
-        answer: &AuthorizeAnswer,
+        index: usize,
+        question: Question,
         answered: &Answered,
         asked: Moment,
         shared: &mut Shared,
         now: Moment,
     ) {
         let lifetimes = lifetimes(&self.configuration);
+        let answer = answered.to_authorize(identification(question.kind));
+        self.judge(&answer, shared, now);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
         let Question { slot, digest, .. } = question;
-        let known = match answer {
+        let known = match &answer {
             AuthorizeAnswer::Known(authorization) => Ok(authorization),
             AuthorizeAnswer::Denied(Denial::ApplicationKeyInvalid)
                 if question.kind == Kind::AppId =>

@@ -230,7 +230,7 @@ impl Root {
                 self.conclude(digest, Basis::Known(Reply::OverBudget), shared, now);
             }
             Shut::Contended => {
-                self.conclude(digest, Basis::Reply(Reply::Contended), shared, now);
+                self.conclude(digest, Basis::Known(Reply::Contended), shared, now);
             }
             Shut::BreakerOpen => {
                 self.count(service, Counter::BreakerOpen);

@@ -300,15 +300,19 @@ impl Root {
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return Err(Reply::Misconfigured);
         };
-        match shut {
+        let unknown = match shut {
             Shut::NoCall => {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed("the call could not be made", now);
+                Reply::BackendFailed
             }
-            Shut::BreakerOpen => at_work.stats.count(Counter::BreakerOpen),
-            Shut::Contended => return Err(at_work.refused(Reply::Contended)),
-            Shut::OverBudget => {}
-        }
+            Shut::BreakerOpen => {
+                at_work.stats.count(Counter::BreakerOpen);
+                Reply::BackendFailed
+            }
+            Shut::OverBudget => Reply::OverBudget,
+            Shut::Contended => Reply::Contended,
+        };
         let negative_ttl = lifetimes(&self.configuration).negative_ttl;
         let Some(waiting) = fetch.waiting.first() else {
             return Err(at_work.refused(Reply::BackendFailed));
@@ -324,26 +328,24 @@ impl Root {
             )
         };
         let mut verdict = decide(shared);
-        let allow = !deny && shut != Shut::OverBudget;
-        if verdict == Ok(Verdict::Unknown) && allow {
+        let let_in = verdict == Ok(Verdict::Unknown) && !deny && unknown == Reply::BackendFailed;
+        if let_in {
             verdict = shared
                 .applications
                 .let_in_unheard(&shared.data, &identity, now, negative_ttl)
                 .and_then(|_| decide(shared));
-            if matches!(verdict, Ok(Verdict::Admitted { .. })) {
-                at_work.stats.count(Counter::AdmittedUnknown);
-            }
         }
         match verdict {
             Ok(Verdict::Admitted { stale }) => {
-                at_work.admitted(stale && !allow);
+                if let_in {
+                    at_work.stats.count(Counter::AdmittedUnknown);
+                }
+                at_work.admitted(stale && !let_in);
                 Ok(Action::Continue)
             }
             Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
-            Ok(Verdict::Unknown) if shut == Shut::OverBudget => {
-                Err(at_work.refused(Reply::OverBudget))
-            }
-            Ok(Verdict::Unknown) => Err(at_work.refused(Reply::BackendFailed)),
+            Ok(Verdict::Unknown) if let_in => Err(at_work.refused(Reply::Contended)),
+            Ok(Verdict::Unknown) => Err(at_work.refused(unknown)),
             Err(_) => Err(at_work.refused(Reply::Contended)),
         }
     }

@@ -11,6 +11,7 @@ mod credentials;
 mod flights;
 mod floods;
 mod flush;
+mod keys;
 mod limits;
 mod quotas;
 mod refresh;
