@@ -59,7 +59,7 @@ fn each_outcome_is_answered_as_its_service_says() {
         (elsewhere, 421, "not here", "no_service"),
         (ask(&worker, "/v1", ""), 400, "key?", "no_credential"),
         (
-            ask(&worker, "/v1?user_key=%00", ""),
+            ask(&worker, "/v1?user_key=a%00", ""),
             404,
             "nothing here",
             "credential_unusable",
