@@ -10,6 +10,7 @@ mod asking;
 mod credentials;
 mod flights;
 mod flush;
+mod keys;
 mod limits;
 mod refresh;
 mod replies;
