@@ -65,13 +65,22 @@ impl Question {
 #[derive(Debug)]
 pub struct Refresher {
     scope: u64,
-    /// Every slot that waits or is asked about, so that none stands here twice, and since
-    /// when (monotonic milliseconds).
-    listed: HashMap<Slot, u64>,
+    /// Every slot that waits or is asked about, so that none stands here twice.
+    listed: HashMap<Slot, Listed>,
     waiting: VecDeque<Slot>,
     in_flight: usize,
     failures: u32,
     not_before: u64,
+}
+
+/// Why a slot is listed.
+#[derive(Clone, Copy, Debug)]
+enum Listed {
+    /// Somebody looked at its record at that time (monotonic milliseconds), and wants a
+    /// younger answer than it had.
+    Since(u64),
+    /// A request found it stale, some time ago.
+    Stale,
 }
 
 impl Refresher {
@@ -90,18 +99,22 @@ impl Refresher {
 
     /// Puts a slot on the list, unless it stands there.
     pub fn add(&mut self, slot: Slot, now: Moment) {
+        self.list(slot, Listed::Since(now.monotonic));
+    }
+
+    fn list(&mut self, slot: Slot, why: Listed) {
         if let Entry::Vacant(entry) = self.listed.entry(slot) {
-            entry.insert(now.monotonic);
+            entry.insert(why);
             self.waiting.push_back(slot);
         }
     }
 
     /// Puts the slots on the list that requests found stale.
-    pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications, now: Moment) {
+    pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
         let marks = applications.marks(Mark::Stale, self.scope);
         for segment in 0..marks.segments() {
             for slot in marks.take(data, segment) {
-                self.add(slot, now);
+                self.list(slot, Listed::Stale);
             }
         }
     }
@@ -123,9 +136,13 @@ impl Refresher {
             && let Some(slot) = self.waiting.pop_front()
         {
             let scope = self.scope;
-            let listed = self.listed.get(&slot).copied().unwrap_or(u64::MAX);
+            let listed = self.listed.get(&slot).copied();
+            let wanted = |record: &Record| match listed {
+                Some(Listed::Since(when)) => record.fetched_at <= when,
+                Some(Listed::Stale) | None => record.freshness(now) != Freshness::Fresh,
+            };
             let question = applications.table().change_slot(data, slot, |record| {
-                (record.scope == scope && record.fetched_at <= listed).then(|| {
+                (record.scope == scope && wanted(record)).then(|| {
                     let question = Question {
                         slot,
                         digest: record.digest,
@@ -213,7 +230,8 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
-    use super::super::shown::Shown;
+    use super::super::keys::KeyRule;
+    use super::super::shown::{Referrer, Shown};
     use super::super::testing::{at, known, metrics};
     use super::super::{Applications, Identity, Lifetimes};
     use super::*;
@@ -227,28 +245,37 @@ mod tests {
         stale_if_error: 1_000,
     };
 
+    const ALICE: Identity<'_> = Identity {
+        digest: Digest([1; 16]),
+        scope: 7,
+        kind: Kind::UserKey,
+        value: b"alice",
+        shown: Shown {
+            rule: KeyRule::IfAny,
+            app_key: None,
+            referrer: Referrer::Ignored,
+        },
+        tells: false,
+    };
+
+    /// Alice is known since the start. Her slot.
+    fn learned(data: &Memory, applications: &mut Applications) -> Slot {
+        let answer = known(Vec::new());
+        applications
+            .learn(data, &ALICE, &answer, &metrics(false), at(0), &LIFETIMES)
+            .unwrap();
+        let found = applications
+            .table()
+            .change(data, ALICE.digest, |_| Change::Keep(()));
+        found.unwrap().unwrap().0
+    }
+
     #[test]
     fn what_another_vm_has_refreshed_since_it_was_listed_is_not_asked_again() {
         let data = Memory::default();
         let mut applications = Applications::open(&data, 8);
-        let alice = Identity {
-            digest: Digest([1; 16]),
-            scope: 7,
-            kind: Kind::UserKey,
-            value: b"alice",
-            shown: Shown::default(),
-            tells: false,
-        };
-        let metrics = metrics(false);
-        let answer = known(Vec::new());
-        applications
-            .learn(&data, &alice, &answer, &metrics, at(0), &LIFETIMES)
-            .unwrap();
-        let found = applications
-            .table()
-            .change(&data, alice.digest, |_| Change::Keep(()));
-        let (slot, ()) = found.unwrap().unwrap();
-        let mut refresher = Refresher::new(7);
+        let slot = learned(&data, &mut applications);
+        let mut refresher = Refresher::new(ALICE.scope);
         let asked = |refresher: &mut Refresher, applications: &mut Applications, now| {
             refresher.next(&data, applications, at(now)).len()
         };
@@ -257,9 +284,17 @@ mod tests {
         assert_eq!(asked(&mut refresher, &mut applications, 800), 1);
         refresher.failed(slot, at(800), 0);
         let shown = Shown::default();
-        let place = (slot, alice.digest, &shown);
+        let place = (slot, ALICE.digest, &shown);
+        let answer = known(Vec::new());
         applications
-            .refresh(&data, place, Ok(&answer), &metrics, at(900), &LIFETIMES)
+            .refresh(
+                &data,
+                place,
+                Ok(&answer),
+                &metrics(false),
+                at(900),
+                &LIFETIMES,
+            )
             .unwrap();
         assert_eq!(asked(&mut refresher, &mut applications, 60_000), 0);
         refresher.add(slot, at(60_000));
@@ -267,5 +302,20 @@ mod tests {
         refresher.left_to_another(slot);
         refresher.add(slot, at(60_000));
         assert_eq!(asked(&mut refresher, &mut applications, 60_000), 1);
+    }
+
+    #[test]
+    fn a_mark_that_was_set_before_the_last_answer_came_is_not_asked_about() {
+        let data = Memory::default();
+        let mut applications = Applications::open(&data, 8);
+        let slot = learned(&data, &mut applications);
+        let mark = applications.marks(Mark::Stale, ALICE.scope);
+        let mut refresher = Refresher::new(ALICE.scope);
+        for (now, questions) in [(999, 0), (1_000, 1)] {
+            mark.set(&data, slot);
+            refresher.take_marks(&data, &applications);
+            let asked = refresher.next(&data, &mut applications, at(now));
+            assert_eq!(asked.len(), questions, "after {now} ms");
+        }
     }
 }

@@ -1176,12 +1176,13 @@ fn a_reply_that_cannot_be_sent_is_refused() {
             assert_eq!(error(&with(pointer, replies)), format!("{place}.{outcome}{headers}{message}"));
         }
     }
-    let outcomes =
-        "no_credential, denied, no_mapping_rule, limited, disabled, unavailable, misconfigured, large_body";
+    let outcomes = "no_credential, denied, no_mapping_rule, limited, disabled, unavailable, misconfigured, large_body";
     let unknown = json!({ "not_found": {} });
     assert_eq!(
         error(&with("/replies", unknown)),
-        format!("replies.not_found: is unknown; the fields here are {outcomes}, late_body, no_service")
+        format!(
+            "replies.not_found: is unknown; the fields here are {outcomes}, late_body, no_service"
+        )
     );
     let of_none = json!({ "no_service": {} });
     assert_eq!(

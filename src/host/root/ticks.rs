@@ -42,7 +42,7 @@ impl Root {
             if leads {
                 at_work
                     .refresher
-                    .take_marks(&shared.data, &shared.applications, now);
+                    .take_marks(&shared.data, &shared.applications);
                 self.flush(index, shared, now);
                 self.refresh(index, shared, now);
             }

@@ -451,7 +451,7 @@ impl Service {
         backend: &mut Backend,
         now: Moment,
     ) -> Result<()> {
-        self.refresher.take_marks(data, applications, now);
+        self.refresher.take_marks(data, applications);
         loop {
             let questions = self.refresher.next(data, applications, now);
             if questions.is_empty() {
