@@ -11,9 +11,14 @@
 //!   gateway without Envoy ([`gateway`]).
 //! - [`mapping_cases`]: mapping rules, requests, and whether they match.
 
+pub mod captures;
+pub mod data;
 pub mod decisions;
+pub mod document;
 pub mod gateway;
 pub mod mapping_cases;
 pub mod memory;
 pub mod recording;
+pub mod replay;
+pub mod server;
 pub mod stand_in;
