@@ -11,6 +11,8 @@ use serde::Deserialize;
 /// All of it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Data {
+    /// Whose the services are.
+    pub provider_key: String,
     /// The token of every service.
     pub service_token: String,
     /// Every service's metrics, with their parents.
@@ -26,6 +28,12 @@ pub struct Data {
 pub struct Service {
     /// `1` user_key, `2` app_id, `oauth`.
     pub backend_version: String,
+    /// Whether it is the provider's, if none is named.
+    #[serde(default)]
+    pub default_service: bool,
+    /// `active` or `suspended`.
+    #[serde(default = "active")]
+    pub state: String,
     /// Whether a referrer is looked at.
     #[serde(default)]
     pub referrer_filters_required: bool,
@@ -38,6 +46,9 @@ pub struct Service {
 pub struct Application {
     /// Its plan.
     pub plan: String,
+    /// `active` or `suspended`.
+    #[serde(default = "active")]
+    pub state: String,
     /// Its key in a service of user keys.
     pub user_key: Option<String>,
     /// Its keys in the other services.
@@ -46,6 +57,12 @@ pub struct Application {
     /// Where it may be used, with `*` for any text.
     #[serde(default)]
     pub referrer_filters: Vec<String>,
+    /// Where an OAuth client may be sent back to.
+    pub redirect_url: Option<String>,
+}
+
+fn active() -> String {
+    "active".to_owned()
 }
 
 impl Data {

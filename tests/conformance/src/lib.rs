@@ -16,6 +16,7 @@ pub mod data;
 pub mod decisions;
 pub mod document;
 pub mod gateway;
+pub mod load;
 pub mod mapping_cases;
 pub mod memory;
 pub mod recording;

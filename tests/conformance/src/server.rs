@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::Method;
 use service_management::{Backend, Dataset, Options, Request, StandIn};
-use tollgate_harness::Client;
 
 use crate::captures::{Sent, dataset};
 use crate::data::Data;
@@ -126,7 +125,8 @@ const ROOM: u64 = 15;
 /// A backend behind a URL, real or not, by its protocol alone: usage is taken away by
 /// setting it to 0, and settled when a mark set after it shows.
 pub struct Wire {
-    client: Client,
+    url: String,
+    http: reqwest::Client,
     /// The host and port of the URL.
     authority: String,
     data: Data,
@@ -162,7 +162,15 @@ impl Wire {
         let host = parsed.host_str().context("no host")?;
         let port = parsed.port_or_known_default().context("no port")?;
         Ok(Self {
-            client: Client::new(url.trim_end_matches('/'))?,
+            url: url.trim_end_matches('/').to_owned(),
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .timeout(PATIENCE)
+                // The real backend's server ends a connection after what it cannot parse,
+                // and answers only if that came first.
+                .pool_max_idle_per_host(0)
+                .build()?,
             authority: format!("{host}:{port}"),
             data: Data::read()?,
             stand_in: None,
@@ -266,18 +274,26 @@ impl Server for Wire {
             .filter(|(name, _)| !["host", "content-length", "connection"].contains(name))
             .collect();
         let method = Method::from_bytes(sent.method.as_bytes())?;
-        let reply = self
-            .client
-            .send(method, &sent.target, &headers, sent.body.clone())
-            .await?;
-        let headers = reply.headers.iter().map(|(name, value)| {
+        let url = reqwest::Url::parse(&format!("{}{}", self.url, sent.target))?;
+        ensure!(
+            url.as_str().strip_prefix(&self.url) == Some(&sent.target),
+            "{} cannot be sent as it is",
+            sent.target
+        );
+        let mut request = self.http.request(method, url).body(sent.body.clone());
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        // Some URLs are too long for a message.
+        let response = request.send().await.map_err(reqwest::Error::without_url)?;
+        let headers = response.headers().iter().map(|(name, value)| {
             let value = String::from_utf8_lossy(value.as_bytes());
             (name.as_str().to_owned(), value.into_owned())
         });
         Ok(Answer {
-            status: reply.status,
+            status: response.status().as_u16(),
             headers: headers.collect(),
-            body: reply.body,
+            body: String::from_utf8_lossy(&response.bytes().await?).into_owned(),
         })
     }
 

@@ -1,0 +1,75 @@
+//! `cargo xtask conformance`: whether a backend answers as the real one was captured, and
+//! whether the filter in Envoy decides as that backend does.
+
+use std::env;
+
+use anyhow::{Context, Result, bail};
+use tollgate_conformance::captures::{Capture, folder};
+use tollgate_conformance::load::{User, load};
+use tollgate_conformance::replay::{Exclusions, Replayed, replay};
+use tollgate_conformance::server::Wire;
+
+const USER: &str = "CONFIG_INTERNAL_API_USER";
+const PASSWORD: &str = "CONFIG_INTERNAL_API_PASSWORD";
+
+/// Arguments of the command.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A backend that holds tests/data/dataset.yaml, such as http://127.0.0.1:3000; its
+    /// usage is set to 0. Without it, a stand-in is started
+    #[arg(long, value_name = "URL")]
+    against: Option<String>,
+    /// Put tests/data/dataset.yaml into it first, by its internal API, as the user of
+    /// CONFIG_INTERNAL_API_USER and CONFIG_INTERNAL_API_PASSWORD
+    #[arg(long, requires = "against")]
+    load: bool,
+}
+
+/// Replays the captures, compares decisions, prints every difference and the sums; fails
+/// if there is any.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(compare(arguments))
+}
+
+async fn compare(arguments: &Arguments) -> Result<()> {
+    let mut wire = match &arguments.against {
+        Some(url) => {
+            if arguments.load {
+                let variable = |name| env::var(name).with_context(|| format!("${name}"));
+                let (name, password) = (variable(USER)?, variable(PASSWORD)?);
+                load(url, &User { name, password }).await?;
+            }
+            Wire::at_url(url)?
+        }
+        None => Wire::start().await?,
+    };
+    let captures = Capture::read_all(&folder())?;
+    let whom = arguments.against.as_deref().unwrap_or("a fresh stand-in");
+    println!("replaying {} captures against {whom}", captures.len());
+    let replayed = replay(&mut wire, &captures, Exclusions::read()?, |_, _| {}).await?;
+    summarize(&replayed);
+    if !replayed.differences.is_empty() {
+        bail!("there are differences");
+    }
+    Ok(())
+}
+
+fn summarize(replayed: &Replayed) {
+    for difference in &replayed.differences {
+        println!("{}: {}", difference.capture, difference.what);
+    }
+    println!(
+        "captures: {} replayed, {} excluded, {} differences ({} sequences repeated at a minute's end)",
+        replayed.captures,
+        replayed.excluded.len(),
+        replayed.differences.len(),
+        replayed.repeated
+    );
+    for (capture, reason) in &replayed.excluded {
+        println!("  excluded: {capture}: {reason}");
+    }
+}
