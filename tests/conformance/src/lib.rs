@@ -12,6 +12,8 @@
 //! - [`mapping_cases`]: mapping rules, requests, and whether they match.
 
 pub mod captures;
+pub mod cases;
+pub mod comparison;
 pub mod data;
 pub mod decisions;
 pub mod document;

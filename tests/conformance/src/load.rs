@@ -44,7 +44,9 @@ pub async fn load(url: &str, user: &User) -> Result<()> {
         let place = format!("/services/{id}");
         internal.send(Method::PUT, &place, attributes).await?;
         let tokens = json!({ "service_tokens": { (&data.service_token): { "service_id": id } } });
-        internal.send(Method::POST, "/service_tokens/", tokens).await?;
+        internal
+            .send(Method::POST, "/service_tokens/", tokens)
+            .await?;
         for (metric, id) in &ids {
             let parent = data.metrics.get(*metric).cloned().flatten();
             let parent = parent.and_then(|parent| ids.get(parent.as_str()));

@@ -291,7 +291,10 @@ async fn one(
             let of_period = |report: &&UsageReport| report.period == period;
             reports.find(of_period).map(|report| report.current)
         };
-        let (stored, noted) = ((hits("eternity"), hits("minute")), (Some(*all), Some(*minute)));
+        let (stored, noted) = (
+            (hits("eternity"), hits("minute")),
+            (Some(*all), Some(*minute)),
+        );
         if stored != noted {
             differences.push(format!(
                 "hits afterwards, all and of the minute: {stored:?} instead of {noted:?}"
@@ -387,9 +390,8 @@ fn by_meaning(answer: &Answer, captured: &Answer, clock: Option<Duration>) -> Ve
     ] {
         check!(name, answer.header(name), captured.header(name));
     }
-    let reset = |answer: &Answer| -> Option<i64> {
-        answer.header("3scale-limit-reset")?.parse().ok()
-    };
+    let reset =
+        |answer: &Answer| -> Option<i64> { answer.header("3scale-limit-reset")?.parse().ok() };
     if let Some(what) = other_reset(reset(answer), reset(captured), now) {
         differences.push(what);
     }
@@ -436,8 +438,12 @@ fn other_window(report: &UsageReport, now: u64) -> Option<String> {
         same(start, window.start) && same(end, window.end)
     };
     let (before, after) = (now.saturating_sub(CLOCKS_DIFFER), now + CLOCKS_DIFFER);
-    (!right(before) && !right(after))
-        .then(|| format!("window: {start} to {end} is not the present {}", report.period))
+    (!right(before) && !right(after)).then(|| {
+        format!(
+            "window: {start} to {end} is not the present {}",
+            report.period
+        )
+    })
 }
 
 /// What is wrong with the seconds to the end of a limit's window. The captured ones tell the

@@ -78,7 +78,9 @@ impl Server for InProcess {
         let headers = response.headers.into_iter();
         Ok(Answer {
             status: response.status,
-            headers: headers.map(|(name, value)| (name.to_owned(), value)).collect(),
+            headers: headers
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
             body: String::from_utf8(response.body)?,
         })
     }
@@ -184,11 +186,11 @@ impl Wire {
         &self.authority
     }
 
-    /// Waits, if must be, until so much of a minute is left that a sequence fits in.
-    pub async fn room_in_the_minute(&self) {
+    /// Waits, if must be, until so many seconds of a minute are left.
+    pub async fn room_in_the_minute(&self, seconds: u64) {
         loop {
             let second = now().as_secs() % 60;
-            if (MARGIN..60 - ROOM).contains(&second) {
+            if (MARGIN..60 - seconds).contains(&second) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -310,14 +312,16 @@ impl Server for Wire {
     }
 
     async fn reset(&mut self) -> Result<()> {
-        self.room_in_the_minute().await;
+        self.room_in_the_minute(ROOM).await;
         for (service, data) in self.data.services.clone() {
             let metrics: Vec<_> = self.data.metrics.keys().cloned().collect();
             let usages: Vec<_> = data
                 .applications
                 .keys()
                 .flat_map(|application| metrics.iter().map(move |metric| (application, metric)))
-                .map(|(application, metric)| (application.as_str(), metric.as_str(), "#0".to_owned()))
+                .map(|(application, metric)| {
+                    (application.as_str(), metric.as_str(), "#0".to_owned())
+                })
                 .collect();
             self.report(&service, &usages).await?;
         }

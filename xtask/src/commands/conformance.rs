@@ -5,9 +5,13 @@ use std::env;
 
 use anyhow::{Context, Result, bail};
 use tollgate_conformance::captures::{Capture, folder};
+use tollgate_conformance::comparison::{self, Compared, Programs};
 use tollgate_conformance::load::{User, load};
 use tollgate_conformance::replay::{Exclusions, Replayed, replay};
 use tollgate_conformance::server::Wire;
+
+use super::build::build_filter;
+use crate::tools::envoy::envoy_path;
 
 const USER: &str = "CONFIG_INTERNAL_API_USER";
 const PASSWORD: &str = "CONFIG_INTERNAL_API_PASSWORD";
@@ -52,10 +56,42 @@ async fn compare(arguments: &Arguments) -> Result<()> {
     println!("replaying {} captures against {whom}", captures.len());
     let replayed = replay(&mut wire, &captures, Exclusions::read()?, |_, _| {}).await?;
     summarize(&replayed);
-    if !replayed.differences.is_empty() {
-        bail!("there are differences");
+    println!("comparing decisions of the filter in Envoy with those of {whom}");
+    let programs = Programs {
+        envoy: envoy_path()?,
+        module: build_filter()?,
+    };
+    let progress = |phase: &str| println!("  {phase}");
+    let compared = comparison::compare(&mut wire, &programs, progress).await?;
+    summarize_decisions(&compared);
+    let differences = replayed.differences.len() + compared.differences.len();
+    if differences > 0 {
+        bail!("{differences} differences");
     }
     Ok(())
+}
+
+fn summarize_decisions(compared: &Compared) {
+    for difference in &compared.differences {
+        println!("{difference}");
+    }
+    println!(
+        "decisions: {} compared, {} differences ({} phases repeated at a minute's end)",
+        compared.decisions,
+        compared.differences.len(),
+        compared.repeated
+    );
+    println!("  {} admitted by both", compared.admitted);
+    for (reason, count) in &compared.refused {
+        println!("  {count} refused by both: {reason}");
+    }
+    for (class, count) in &compared.by_design {
+        println!("  {count} otherwise by design: {class}");
+    }
+    println!(
+        "  {} times the backend's count of a limit was what had been admitted",
+        compared.counts
+    );
 }
 
 fn summarize(replayed: &Replayed) {
