@@ -31,6 +31,10 @@ const FRESH: [char; 7] = ['a', 'd', 'e', 'f', 'g', 'i', 'l'];
 /// too old by 100 seconds then, and that of f07 too new.
 const MOMENT_OF_F: i64 = 1_795_294_090;
 
+/// The moment of family `l`, for the same reason: that of the timestamp in l05. A later one
+/// would leave usage in a minute to come.
+const MOMENT_OF_L: i64 = 1_795_295_097;
+
 /// The first capture that was taken, to the half minute.
 const FIRST_MOMENT: i64 = 1_795_294_050;
 
@@ -234,10 +238,10 @@ async fn run<S: Server>(
             replayed.excluded.push(excluded);
             continue;
         }
-        moment = if name.starts_with('f') {
-            MOMENT_OF_F
-        } else {
-            capture.moment(moment).context(capture.name.clone())?
+        moment = match name.chars().next() {
+            Some('f') => MOMENT_OF_F,
+            Some('l') => MOMENT_OF_L,
+            _ => capture.moment(moment).context(capture.name.clone())?,
         };
         let now = server.at(moment);
         let differences = one(server, capture, exclusions, now - moment)

@@ -2,6 +2,7 @@
 //! whether the filter in Envoy decides as that backend does.
 
 use std::env;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use tollgate_conformance::captures::{Capture, folder};
@@ -61,7 +62,8 @@ async fn compare(arguments: &Arguments) -> Result<()> {
         envoy: envoy_path()?,
         module: build_filter()?,
     };
-    let progress = |phase: &str| println!("  {phase}");
+    let start = Instant::now();
+    let progress = |phase: &str| println!("  {:>5.1} s: {phase}", start.elapsed().as_secs_f64());
     let compared = comparison::compare(&mut wire, &programs, progress).await?;
     summarize_decisions(&compared);
     let differences = replayed.differences.len() + compared.differences.len();
