@@ -193,7 +193,7 @@ fn the_documented_defaults_are_the_defaults() {
     );
     remove(&mut shortest["service_management"], &["timeout"]);
     let service = &mut shortest["services"][0];
-    remove(service, &["credentials", "metrics", "exempt"]);
+    remove(service, &["oauth", "credentials", "metrics", "exempt"]);
     remove(&mut service["mapping_rules"][0], &["method", "last"]);
 
     let spelled_out = load_yaml(&yaml(block), &block.place);

@@ -7,7 +7,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 4 | magic and layout version, `TGr1` |
+//! | 0 | 4 | magic and layout version, `TGr2` |
 //! | 4 | 1 | state: 0 vacant, 1 candidate, 2 live |
 //! | 5 | 1 | denial, by its code; 0 if allowed |
 //! | 6 | 1 | kind of the identity |
@@ -16,13 +16,15 @@
 //! | 24 | 8 | scope |
 //! | 32 | 32 | fetched at, fresh until, stale until, last used |
 //! | 64 | 24 | batch, its deadline, acknowledged at |
-//! | 88 | 4 | number of names, of limits; 2 bytes of zero |
-//! | 92 | 4 | number of usage entries, length of the identity, 2 bytes each |
+//! | 88 | 8 | the keys: 0 unheard, 1 none, else the hash of the cold value |
+//! | 96 | 4 | number of names, of limits; 2 bytes of zero |
+//! | 100 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
 //! Then, without gaps: limits (51 bytes each: name, period, unsure, start, end, maximum,
 //! own, sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
 //! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
 
+use super::keys::Keys;
 use super::limit::Limit;
 use super::names::Names;
 use super::period::{Period, Window};
@@ -31,7 +33,7 @@ use crate::credentials::{Digest, Kind};
 use crate::service_management::Denial;
 use thiserror::Error;
 
-const MAGIC: &[u8; 4] = b"TGr1";
+const MAGIC: &[u8; 4] = b"TGr2";
 const REFRESH_MARKED: u8 = 1;
 const ALONE: u8 = 2;
 
@@ -81,6 +83,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             record.batch,
             record.batch_deadline,
             record.acknowledged_at,
+            record.keys.code(),
         ],
     );
     out.push(u8::try_from(record.names.len()).unwrap_or(0));
@@ -146,6 +149,7 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     record.refresh_marked = flags & REFRESH_MARKED != 0;
     record.alone = flags & ALONE != 0;
     record.digest = Digest(reader.bytes()?);
+    let keys;
     [
         record.scope,
         record.fetched_at,
@@ -155,7 +159,9 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
         record.batch,
         record.batch_deadline,
         record.acknowledged_at,
-    ] = reader.words::<8>()?;
+        keys,
+    ] = reader.words::<9>()?;
+    record.keys = Keys::from_code(keys);
     let [names, limits, 0, 0] = reader.bytes()? else {
         return Err(NotARecord);
     };
@@ -290,6 +296,7 @@ mod tests {
         record.admit(&both, &metrics, at(61_000)).unwrap();
         record.denial = Some(Denial::ApplicationNotActive);
         record.refresh_marked = true;
+        record.keys = Keys::Listed(0x1234_5678_9abc_def0);
         record
     }
 
@@ -309,6 +316,7 @@ mod tests {
         assert_eq!(bytes_of(&read), bytes);
         assert_eq!(read.identity, b"a user's key");
         assert_eq!(read.denial, Some(Denial::ApplicationNotActive));
+        assert_eq!(read.keys, Keys::Listed(0x1234_5678_9abc_def0));
         assert_eq!(read.limits().count(), 2);
         assert_eq!(digest_of(&bytes), Some(Digest([7; 16])));
     }
@@ -334,7 +342,7 @@ mod tests {
     #[test]
     fn another_layout_is_none() {
         let mut bytes = bytes_of(&full());
-        bytes[3] = b'2';
+        bytes[3] = b'1';
         assert_eq!(decode(&bytes, &mut Record::vacant()), Err(NotARecord));
         assert_eq!(digest_of(&bytes), None);
     }

@@ -7,6 +7,7 @@
 //! Metrics stand here by name, never by index into a configuration, because two
 //! configurations can be alive at once. The byte layout is in `codec`.
 
+use super::keys::Keys;
 use super::limit::Limit;
 use super::names::Names;
 use crate::credentials::{Digest, Kind};
@@ -164,6 +165,8 @@ pub struct Record {
     pub batch_deadline: u64,
     /// When a batch of it was last acknowledged (monotonic milliseconds).
     pub acknowledged_at: u64,
+    /// The application's keys, if it is known by an `app_id`.
+    pub keys: Keys,
     pub(super) names: Names,
     pub(super) ledger: Vec<Ledger>,
     pub(super) limits: Vec<Limit>,
@@ -200,6 +203,7 @@ impl Record {
             batch: 0,
             batch_deadline: 0,
             acknowledged_at: 0,
+            keys: Keys::Unheard,
             names: Names::default(),
             ledger: Vec::new(),
             limits: Vec::new(),

@@ -11,10 +11,14 @@ use super::table::{Change, Slot};
 use crate::credentials::{Digest, Kind};
 use crate::moment::Moment;
 use crate::shared_data::SharedData;
-use std::collections::{HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
 /// Questions in flight at most, of one service.
 const MOST_IN_FLIGHT: usize = 16;
+/// Questions after the first until an application is known again whose key has gone: without
+/// one, and with one that is listed; and once more, for the two need not agree.
+const MOST_ATTEMPTS: u8 = 3;
 /// Pause after a failure, doubled at each further one up to the longest.
 const FIRST_PAUSE: u64 = 1_000;
 const LONGEST_PAUSE: u64 = 30_000;
@@ -31,14 +35,39 @@ pub struct Question {
     pub kind: Kind,
     /// The credential.
     pub value: Vec<u8>,
+    /// The key to show, if the application is known by an `app_id` and has one.
+    pub app_key: Option<String>,
+    /// How many questions led to this one.
+    pub attempt: u8,
+}
+
+impl Question {
+    /// What to ask instead when the key was refused, which says nothing of the application.
+    ///
+    /// Without a key, the refusal lists the application's keys (`listed`, of
+    /// [`crate::service_management::listed_keys`]), and with one of these it is said what the
+    /// application may do. `None` if that leads nowhere.
+    #[must_use]
+    pub fn after_wrong_key(self, listed: Option<Vec<String>>) -> Option<Self> {
+        let app_key = match (&self.app_key, listed) {
+            (Some(_), _) => None,
+            (None, listed) => Some(listed?.into_iter().next()?),
+        };
+        (self.attempt < MOST_ATTEMPTS).then(|| Self {
+            app_key,
+            attempt: self.attempt.saturating_add(1),
+            ..self
+        })
+    }
 }
 
 /// The refreshes of one service, on the VM that leads it.
 #[derive(Debug)]
 pub struct Refresher {
     scope: u64,
-    /// Every slot that waits or is asked about, so that none stands here twice.
-    listed: HashSet<Slot>,
+    /// Every slot that waits or is asked about, so that none stands here twice, and since
+    /// when (monotonic milliseconds).
+    listed: HashMap<Slot, u64>,
     waiting: VecDeque<Slot>,
     in_flight: usize,
     failures: u32,
@@ -51,7 +80,7 @@ impl Refresher {
     pub fn new(scope: u64) -> Self {
         Self {
             scope,
-            listed: HashSet::new(),
+            listed: HashMap::new(),
             waiting: VecDeque::new(),
             in_flight: 0,
             failures: 0,
@@ -60,24 +89,26 @@ impl Refresher {
     }
 
     /// Puts a slot on the list, unless it stands there.
-    pub fn add(&mut self, slot: Slot) {
-        if self.listed.insert(slot) {
+    pub fn add(&mut self, slot: Slot, now: Moment) {
+        if let Entry::Vacant(entry) = self.listed.entry(slot) {
+            entry.insert(now.monotonic);
             self.waiting.push_back(slot);
         }
     }
 
     /// Puts the slots on the list that requests found stale.
-    pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
+    pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications, now: Moment) {
         let marks = applications.marks(Mark::Stale, self.scope);
         for segment in 0..marks.segments() {
             for slot in marks.take(data, segment) {
-                self.add(slot);
+                self.add(slot, now);
             }
         }
     }
 
     /// What to ask now: as much as may be in flight. Called on ticks, and after an answer
-    /// so that the next question does not wait for one.
+    /// so that the next question does not wait for one. What another VM has
+    /// refreshed since it was listed here is left out.
     pub fn next(
         &mut self,
         data: &impl SharedData,
@@ -92,17 +123,22 @@ impl Refresher {
             && let Some(slot) = self.waiting.pop_front()
         {
             let scope = self.scope;
+            let listed = self.listed.get(&slot).copied().unwrap_or(u64::MAX);
             let question = applications.table().change_slot(data, slot, |record| {
-                (record.scope == scope).then(|| {
-                    Change::Keep(Question {
+                (record.scope == scope && record.fetched_at <= listed).then(|| {
+                    let question = Question {
                         slot,
                         digest: record.digest,
                         kind: record.kind,
                         value: record.identity.clone(),
-                    })
+                        app_key: None,
+                        attempt: 0,
+                    };
+                    Change::Keep((question, record.keys))
                 })
             });
-            if let Ok(Some(question)) = question {
+            if let Ok(Some((mut question, keys))) = question {
+                question.app_key = applications.accepted_key(data, slot, question.digest, keys);
                 self.in_flight = self.in_flight.saturating_add(1);
                 questions.push(question);
             } else {
@@ -118,6 +154,12 @@ impl Refresher {
         self.listed.remove(&slot);
         self.failures = 0;
         self.not_before = 0;
+    }
+
+    /// Another VM is asking already.
+    pub fn left_to_another(&mut self, slot: Slot) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.listed.remove(&slot);
     }
 
     /// A question was not answered: it is asked again, after a pause that grows. `jitter`
@@ -166,5 +208,60 @@ impl Record {
             && self.last_used.saturating_add(ahead) >= now.monotonic;
         self.freshness(soon) != Freshness::Fresh
             && (in_use || self.refresh_marked || self.wants_confirmation(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{at, known, metrics};
+    use super::super::{Applications, Identity, Lifetimes};
+    use super::*;
+    use crate::shared_data::memory::Memory;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    const LIFETIMES: Lifetimes = Lifetimes {
+        ttl: 1_000,
+        negative_ttl: 1_000,
+        stale_if_error: 1_000,
+    };
+
+    #[test]
+    fn what_another_vm_has_refreshed_since_it_was_listed_is_not_asked_again() {
+        let data = Memory::default();
+        let mut applications = Applications::open(&data, 8);
+        let alice = Identity {
+            digest: Digest([1; 16]),
+            scope: 7,
+            kind: Kind::UserKey,
+            value: b"alice",
+        };
+        let metrics = metrics(false);
+        let answer = known(Vec::new());
+        applications
+            .learn(&data, &alice, &answer, &metrics, at(0), &LIFETIMES)
+            .unwrap();
+        let found = applications
+            .table()
+            .change(&data, alice.digest, |_| Change::Keep(()));
+        let (slot, ()) = found.unwrap().unwrap();
+        let mut refresher = Refresher::new(7);
+        let asked = |refresher: &mut Refresher, applications: &mut Applications, now| {
+            refresher.next(&data, applications, at(now)).len()
+        };
+
+        refresher.add(slot, at(800));
+        assert_eq!(asked(&mut refresher, &mut applications, 800), 1);
+        refresher.failed(slot, at(800), 0);
+        let place = (slot, alice.digest);
+        applications
+            .refresh(&data, place, Ok(&answer), &metrics, at(900), &LIFETIMES)
+            .unwrap();
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 0);
+        refresher.add(slot, at(60_000));
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 1);
+        refresher.left_to_another(slot);
+        refresher.add(slot, at(60_000));
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 1);
     }
 }

@@ -121,6 +121,9 @@ pub enum Problem {
         "must be the name of an environment variable: letters, digits and \"_\", like TG_SERVICE_TOKEN"
     )]
     EnvironmentName,
+    /// Two things that give the right to ask.
+    #[error("stands here besides a token: name one of them")]
+    TwoRights,
     /// A token with characters that no token has. The token is not shown.
     #[error(
         "the token has white space or control characters in it; is there a line break at its end?"
@@ -148,7 +151,7 @@ pub enum Problem {
     },
     /// Not one place to look in.
     #[error(
-        "must name exactly one place to look in, like {{ query: user_key }} or {{ header: x-api-key }}"
+        "must name exactly one place to look in, like {{ query: user_key }}, {{ header: x-api-key }} or {{ bearer: {{}} }}"
     )]
     Source,
     /// A name that cannot be looked for.
@@ -162,6 +165,26 @@ pub enum Problem {
     /// A place that is searched already.
     #[error("is named before; each place is searched once")]
     RepeatedSource,
+    /// Both kinds of credentials.
+    #[error(
+        "cannot stand beside user_key: a service at service management knows its applications by user_key or by app_id, never by both"
+    )]
+    TwoKinds,
+    /// Credentials in the body, and to be stripped.
+    #[error(
+        "cannot be true while a place is {{ body: .. }}: Tollgate does not change bodies, so the upstream would still see the credential"
+    )]
+    StripBody,
+    /// An anonymous credential of the kind that the service has not.
+    #[error(
+        "is no credential of this service: anonymous must have a {0}, as that is where its consumers' credentials are looked for"
+    )]
+    AnonymousKind(&'static str),
+    /// An anonymous credential that nobody can have. It is not shown.
+    #[error(
+        "is not a credential: it must have 1 to 256 bytes and no control characters; is there a line break at its end?"
+    )]
+    AnonymousValue,
     /// Metrics that make no hierarchy.
     #[error("{0}{cure}", cure = metrics_cure(.0))]
     Metrics(MetricsError),

@@ -6,6 +6,7 @@
 //! [`Configuration::parse`] needs no more checks. `docs/configuration.md` is the
 //! reference for operators; a test loads every configuration in it.
 
+mod credentials;
 mod duration;
 mod error;
 mod exemption;
@@ -26,7 +27,7 @@ pub use error::{ConfigurationError, Problem};
 pub use exemption::{Exemption, ExemptionError};
 pub use hosts::{HostError, HostPattern, NotAHost};
 pub use secret::Secret;
-pub use service::Service;
+pub use service::{Right, Service};
 pub use settings::{
     AuthorizationSettings, ReportingSettings, ServiceManagement, Uncertain, Unknown, UnmatchedHosts,
 };

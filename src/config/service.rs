@@ -5,12 +5,11 @@
 
 use serde_json::Value;
 
+use super::credentials::credentials;
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
 use super::{Environment, Exemption, HostPattern, Secret, ServiceManagement, shape};
-use crate::credentials::{
-    Credentials, CredentialsError, HeaderName, QueryName, Scope, Source, SourceError,
-};
+use crate::credentials::{Credentials, Scope};
 use crate::mapping::{MAX_DELTA, MetricId, Metrics, MetricsError, Rule, RuleError, Rules};
 use crate::request::Request;
 
@@ -22,8 +21,11 @@ const LONGEST_ID: usize = 128;
 pub struct Service {
     /// Its id at service management: 1 to 128 visible ASCII characters.
     pub id: String,
-    /// What proves to service management that we may ask; visible ASCII, not empty.
-    pub token: Secret,
+    /// What proves to service management that we may ask.
+    pub right: Right,
+    /// Whether it is in OAuth mode at service management: asked at `oauth_authorize.xml`,
+    /// and an `app_key` is checked where one is shown and needed by nobody.
+    pub oauth: bool,
     /// What its applications' identities are digested with.
     pub scope: Scope,
     /// The hosts of its requests; at least one.
@@ -36,6 +38,15 @@ pub struct Service {
     pub rules: Rules,
     /// What passes untouched.
     pub exemptions: Vec<Exemption>,
+}
+
+/// What gives the right to ask about a service; visible ASCII, not empty.
+#[derive(Clone, Debug)]
+pub enum Right {
+    /// A service token.
+    ServiceToken(Secret),
+    /// The provider's key.
+    ProviderKey(Secret),
 }
 
 impl Service {
@@ -58,10 +69,10 @@ impl Service {
             let problem = Problem::ServiceId(quoted(&shape.id));
             return Err(place.field("id").error(problem));
         }
-        let token = token(&shape.token, &place.field("token"), environment)?;
+        let right = right(&shape, place, environment)?;
         let hosts = hosts(&shape.hosts, &place.field("hosts"))?;
         let credentials = match &shape.credentials {
-            Some(shape) => credentials(&shape.0, &place.field("credentials"))?,
+            Some(shape) => credentials(&shape.0, &place.field("credentials"), environment)?,
             None => Credentials::default(),
         };
         let metrics = metrics(&shape, place)?;
@@ -78,7 +89,8 @@ impl Service {
                 service: shape.id.clone(),
             },
             id: shape.id,
-            token,
+            right,
+            oauth: shape.oauth,
             hosts,
             credentials,
             metrics,
@@ -88,18 +100,51 @@ impl Service {
     }
 }
 
+fn right(
+    shape: &shape::Service,
+    place: &Place<'_>,
+    environment: Environment<'_>,
+) -> Result<Right, ConfigurationError> {
+    match (&shape.token, &shape.provider_key) {
+        (Some(shape), None) => {
+            token(shape, &place.field("token"), environment).map(Right::ServiceToken)
+        }
+        (None, Some(shape)) => {
+            token(shape, &place.field("provider_key"), environment).map(Right::ProviderKey)
+        }
+        (Some(_), Some(_)) => Err(place.field("provider_key").error(Problem::TwoRights)),
+        (None, None) => Err(place.field("token").error(Problem::Missing(
+            ": the service token, like { env: TG_SERVICE_TOKEN }, or provider_key in its place",
+        ))),
+    }
+}
+
 fn token(
     shape: &shape::Token,
     place: &Place<'_>,
     environment: Environment<'_>,
 ) -> Result<Secret, ConfigurationError> {
-    let token = match shape {
-        shape::Token::Literal(token) if token.expose().is_empty() => {
-            return Err(place.error(Problem::EmptyText(
-                "a service token, or { env: NAME } for one from the environment",
-            )));
+    let what = "a token or key, or { env: NAME } for one from the environment";
+    let token = secret(shape, place, environment, what)?;
+    if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(place.error(Problem::TokenCharacters));
+    }
+    Ok(token)
+}
+
+/// A secret that is not empty, as it stands or out of the environment. `what` says what
+/// belongs there.
+pub(super) fn secret(
+    shape: &shape::Token,
+    place: &Place<'_>,
+    environment: Environment<'_>,
+    what: &'static str,
+) -> Result<Secret, ConfigurationError> {
+    match shape {
+        shape::Token::Literal(secret) if secret.expose().is_empty() => {
+            Err(place.error(Problem::EmptyText(what)))
         }
-        shape::Token::Literal(token) => token.clone(),
+        shape::Token::Literal(secret) => Ok(secret.clone()),
         shape::Token::Environment(name) => {
             let place = place.field("env");
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -109,13 +154,9 @@ fn token(
             environment(name)
                 .filter(|value| !value.is_empty())
                 .map(Secret::new)
-                .ok_or_else(|| place.error(Problem::Environment))?
+                .ok_or_else(|| place.error(Problem::Environment))
         }
-    };
-    if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(place.error(Problem::TokenCharacters));
     }
-    Ok(token)
 }
 
 fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, ConfigurationError> {
@@ -136,38 +177,6 @@ fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, Config
             })
         })
         .collect()
-}
-
-fn credentials(
-    shape: &shape::Credentials,
-    place: &Place<'_>,
-) -> Result<Credentials, ConfigurationError> {
-    let place = place.field("user_key");
-    let mut sources = Vec::with_capacity(shape.user_key.len());
-    for (index, shape) in shape.user_key.iter().enumerate() {
-        let place = place.index(index);
-        let named = |field: &str, name: &str, error: SourceError| {
-            place.field(field).error(Problem::SourceName {
-                found: quoted(name),
-                error,
-            })
-        };
-        sources.push(match (&shape.0.query, &shape.0.header) {
-            (Some(name), None) => QueryName::new(name)
-                .map(Source::Query)
-                .map_err(|error| named("query", name, error))?,
-            (None, Some(name)) => HeaderName::new(name)
-                .map(Source::Header)
-                .map_err(|error| named("header", name, error))?,
-            _ => return Err(place.error(Problem::Source)),
-        });
-    }
-    Credentials::user_key(sources).map_err(|error| match error {
-        CredentialsError::Empty => place.error(Problem::EmptyList(
-            "name at least one place to look in, like { query: user_key }",
-        )),
-        CredentialsError::Repeated(index) => place.index(index).error(Problem::RepeatedSource),
-    })
 }
 
 /// The metrics of the hierarchy and of all rules: a metric need not be declared to be counted.

@@ -42,7 +42,12 @@ pub(super) struct ServiceManagement {
 #[serde(deny_unknown_fields)]
 pub(super) struct Service {
     pub(super) id: String,
-    pub(super) token: Token,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) token: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) provider_key: Option<Token>,
+    #[serde(default)]
+    pub(super) oauth: bool,
     pub(super) hosts: Vec<String>,
     #[serde(default, deserialize_with = "present")]
     pub(super) credentials: Option<Object<Credentials>>,
@@ -56,7 +61,29 @@ pub(super) struct Service {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Credentials {
-    pub(super) user_key: Vec<Object<Source>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) user_key: Option<Vec<Object<Source>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_id: Option<Vec<Object<Source>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_key: Option<Vec<Object<Source>>>,
+    #[serde(default)]
+    pub(super) strip: bool,
+    #[serde(default)]
+    pub(super) referrer: bool,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) anonymous: Option<Object<Anonymous>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Anonymous {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) user_key: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_id: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_key: Option<Token>,
 }
 
 #[derive(Deserialize)]
@@ -66,7 +93,19 @@ pub(super) struct Source {
     pub(super) query: Option<String>,
     #[serde(default, deserialize_with = "present")]
     pub(super) header: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) cookie: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) basic: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) bearer: Option<Object<Nothing>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) body: Option<String>,
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,6 +149,8 @@ pub(super) struct Authorization {
     pub(super) capacity: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     pub(super) unknown: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) unknown_calls_per_second: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -125,7 +166,7 @@ pub(super) struct Reporting {
     pub(super) batch: Option<Value>,
 }
 
-/// A service token, or where it is.
+/// A secret (a service token, a credential), or where it is.
 pub(super) enum Token {
     Literal(Secret),
     Environment(String),
@@ -257,7 +298,6 @@ fn hint(field: &str) -> &'static str {
         "authority" => ": the host of service management, like su1.3scale.net",
         "services" => ": the list of services that this gateway guards",
         "id" => ": the service's id at service management, like \"1001\"",
-        "token" => ": the service token, like { env: TG_SERVICE_TOKEN }",
         "hosts" => ": the hosts of the service's requests, like [api.example.com]",
         "mapping_rules" => {
             ": what requests count as, like [{ pattern: \"/\", usage: { hits: 1 } }]"

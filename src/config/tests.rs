@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::credentials::{HeaderName, QueryName, Source};
+use crate::credentials::{HeaderName, ParameterName, Source, Sources};
 use crate::mapping::Usage;
 use crate::request::{Headers, Request};
 use std::time::Duration;
@@ -17,6 +17,13 @@ fn environment(name: &str) -> Option<String> {
         "TG_EMPTY" => Some(String::new()),
         "TG_LINE" => Some("s3cr3t\n".to_owned()),
         _ => None,
+    }
+}
+
+fn token_of(service: &Service) -> &str {
+    match &service.right {
+        Right::ServiceToken(token) => token.expose(),
+        Right::ProviderKey(_) => panic!("a provider key"),
     }
 }
 
@@ -82,6 +89,7 @@ fn what_is_left_out_has_its_default() {
             stale_if_error: Duration::from_secs(600),
             capacity: 16_384,
             unknown: Unknown::Deny,
+            unknown_calls_per_second: 100,
         }
     );
     assert_eq!(
@@ -96,8 +104,8 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(configuration.unmatched_hosts, UnmatchedHosts::Deny);
     let service = &configuration.services[0];
     assert_eq!(
-        service.credentials.sources(),
-        [Source::Query(QueryName::new("user_key").unwrap())]
+        *service.credentials.sources(),
+        Sources::UserKey(vec![Source::Query(ParameterName::new("user_key").unwrap())])
     );
     assert!(service.exemptions.is_empty());
 }
@@ -130,6 +138,7 @@ fn every_field_is_read() {
         ],
         "authorization": {
             "ttl": "1d", "negative_ttl": "1s", "stale_if_error": "0s", "capacity": 1_000_000, "unknown": "allow",
+            "unknown_calls_per_second": 5,
         },
         "reporting": { "interval": "100ms", "timeout": "60s", "uncertain": "drop", "batch": 1 },
         "unmatched_hosts": "pass",
@@ -151,6 +160,7 @@ fn every_field_is_read() {
             stale_if_error: Duration::ZERO,
             capacity: 1_000_000,
             unknown: Unknown::Allow,
+            unknown_calls_per_second: 5,
         }
     );
     assert_eq!(
@@ -169,16 +179,16 @@ fn every_field_is_read() {
         .unwrap()
         .unwrap();
     assert_eq!((index, service.id.as_str()), (0, "1001"));
-    assert_eq!(service.token.expose(), "from-the-environment");
+    assert_eq!(token_of(service), "from-the-environment");
     assert_eq!(service.scope.cluster, "backend");
     assert_eq!(service.scope.authority, "backend.local:3000");
     assert_eq!(service.scope.service, "1001");
     assert_eq!(
-        service.credentials.sources(),
-        [
+        *service.credentials.sources(),
+        Sources::UserKey(vec![
             Source::Header(HeaderName::new("x-api-key").unwrap()),
-            Source::Query(QueryName::new("key").unwrap()),
-        ]
+            Source::Query(ParameterName::new("key").unwrap()),
+        ])
     );
     let orders = service.metrics.id("orders").unwrap();
     let hits = service.metrics.id("hits").unwrap();
@@ -224,6 +234,11 @@ fn the_bounds_are_included() {
         ),
         ("/authorization", json!({ "capacity": 8 })),
         ("/authorization", json!({ "capacity": 1_048_576 })),
+        ("/authorization", json!({ "unknown_calls_per_second": 1 })),
+        (
+            "/authorization",
+            json!({ "unknown_calls_per_second": 1_000_000 }),
+        ),
         (
             "/reporting",
             json!({ "interval": "1m", "timeout": "1ms", "batch": 1_000 }),
@@ -316,7 +331,7 @@ fn a_missing_field_is_named_with_what_it_is_for() {
         ),
         (
             "/services/0/token",
-            "services[0].token: is missing: the service token, like { env: TG_SERVICE_TOKEN }",
+            "services[0].token: is missing: the service token, like { env: TG_SERVICE_TOKEN }, or provider_key in its place",
         ),
         (
             "/services/0/hosts",
@@ -339,7 +354,7 @@ fn a_missing_field_is_named_with_what_it_is_for() {
     }
     assert_eq!(
         error(&with("/services/0/credentials", json!({}))),
-        "services[0].credentials.user_key: is missing: where the key is, like [{ header: x-api-key }]"
+        "services[0].credentials.user_key: is missing: where the key is, like [{ header: x-api-key }]; or app_id and app_key"
     );
 }
 
@@ -356,7 +371,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/host",
-            "services[0].host: is unknown; the fields here are id, token, hosts, credentials, mapping_rules, metrics, exempt",
+            "services[0].host: is unknown; the fields here are id, token, provider_key, oauth, hosts, credentials, mapping_rules, metrics, exempt",
         ),
         (
             "/services/0/mapping_rules/0/verb",
@@ -373,7 +388,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         (
             "/authorization",
             json!({ "TTL": "1s" }),
-            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown",
+            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second",
         ),
         (
             "/reporting",
@@ -382,13 +397,13 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/credentials",
-            json!({ "app_id": [] }),
-            "services[0].credentials.app_id: is unknown; the fields here are user_key",
+            json!({ "token": [] }),
+            "services[0].credentials.token: is unknown; the fields here are user_key, app_id, app_key, strip, referrer, anonymous",
         ),
         (
             "/services/0/credentials",
-            json!({ "user_key": [{ "cookie": "a" }] }),
-            "services[0].credentials.user_key[0].cookie: is unknown; the fields here are query, header",
+            json!({ "user_key": [{ "path": "a" }] }),
+            "services[0].credentials.user_key[0].path: is unknown; the fields here are query, header, cookie, basic, bearer, body",
         ),
         (
             "/services/0/metrics",
@@ -698,7 +713,7 @@ fn a_token_that_cannot_be_one_is_refused_and_not_shown() {
         (json!({ "env": "$s3cr3t" }), name),
         (
             json!(""),
-            "services[0].token: is empty: it must be a service token, or { env: NAME } for one from the environment",
+            "services[0].token: is empty: it must be a token or key, or { env: NAME } for one from the environment",
         ),
         (json!("s3cr3t "), characters),
         (json!({ "env": "TG_LINE" }), characters),
@@ -708,6 +723,29 @@ fn a_token_that_cannot_be_one_is_refused_and_not_shown() {
         let debug = format!("{:?}", parse(&configuration).unwrap_err());
         assert!(!debug.contains("s3cr3t"), "{debug}");
     }
+}
+
+#[test]
+fn a_provider_key_stands_in_place_of_a_token_and_never_beside_one() {
+    let both = with("/services/0/provider_key", json!("k3y"));
+    assert_eq!(
+        error(&both),
+        "services[0].provider_key: stands here besides a token: name one of them"
+    );
+    let mut only = both;
+    only["services"][0].as_object_mut().unwrap().remove("token");
+    let configuration = parse(&only).unwrap();
+    assert!(
+        matches!(&configuration.services[0].right, Right::ProviderKey(key) if key.expose() == "k3y")
+    );
+    assert!(!format!("{configuration:?}").contains("k3y"));
+}
+
+#[test]
+fn a_service_is_in_oauth_mode_only_where_it_says_so() {
+    assert!(!parse(&shortest()).unwrap().services[0].oauth);
+    let oauth = with("/services/0/oauth", json!(true));
+    assert!(parse(&oauth).unwrap().services[0].oauth);
 }
 
 #[test]
@@ -779,23 +817,6 @@ fn a_host_cannot_have_two_services() {
         )),
         "services[0].hosts[2]: \"*.a.com\": belongs to service \"1001\" already (services[0].hosts[0]); a host can have one service only"
     );
-}
-
-#[test]
-fn a_place_for_credentials_that_is_none_is_refused() {
-    let one =
-        "must name exactly one place to look in, like { query: user_key } or { header: x-api-key }";
-    for (sources, message) in [
-        (json!([]), "services[0].credentials.user_key: is empty: name at least one place to look in, like { query: user_key }".to_owned()),
-        (json!([{}]), format!("services[0].credentials.user_key[0]: {one}")),
-        (json!([{ "query": "a" }, { "query": "a", "header": "a" }]), format!("services[0].credentials.user_key[1]: {one}")),
-        (json!([{ "query": "" }]), "services[0].credentials.user_key[0].query: \"\": a name is needed, like user_key".to_owned()),
-        (json!([{ "header": ":path" }]), "services[0].credentials.user_key[0].header: \":path\": a header name has letters, digits, and characters like \"-\" and \"_\", like x-api-key".to_owned()),
-        (json!([{ "header": "a" }, { "header": "A" }]), "services[0].credentials.user_key[1]: is named before; each place is searched once".to_owned()),
-    ] {
-        let credentials = json!({ "user_key": sources });
-        assert_eq!(error(&with("/services/0/credentials", credentials)), message);
-    }
 }
 
 #[test]
@@ -997,7 +1018,13 @@ mod properties {
         full["service_management"]["timeout"] = json!("1s");
         let service = &mut full["services"][0];
         service["token"] = json!({ "env": "TG_SERVICE_TOKEN" });
-        service["credentials"] = json!({ "user_key": [{ "query": "a" }, { "header": "b" }] });
+        service["credentials"] = json!({
+            "user_key": [
+                { "query": "a" }, { "header": "b" }, { "cookie": "c" }, { "bearer": {} },
+                { "basic": "username" },
+            ],
+            "strip": true, "referrer": true, "anonymous": { "user_key": { "env": "TG_SERVICE_TOKEN" } },
+        });
         service["metrics"] = json!({ "orders": { "parent": "hits" } });
         service["exempt"] = json!([{ "method": "GET", "path": "/a/*" }]);
         service["mapping_rules"][0]["query"] = json!({ "a": "b" });

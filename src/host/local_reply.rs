@@ -35,8 +35,14 @@ pub enum Reply {
     Misconfigured,
     /// Shared data was contended beyond reason.
     Contended,
+    /// More unknown credentials than may be asked about.
+    OverBudget,
     /// More requests wait for answers than a worker holds.
     Overloaded,
+    /// The credential is looked for in a body that is larger than any form with one.
+    LargeBody,
+    /// The credential is looked for in a body that did not come in time.
+    LateBody,
 }
 
 impl From<Refusal> for Reply {
@@ -56,8 +62,14 @@ impl Reply {
             Self::NoCredential => 401,
             Self::UnusableCredential | Self::Denied(_) | Self::Disabled => 403,
             Self::NoService | Self::NoRule => 404,
+            Self::LateBody => 408,
+            Self::LargeBody => 413,
             Self::Limited { .. } => 429,
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => 503,
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => 503,
         }
     }
 
@@ -74,7 +86,10 @@ impl Reply {
             Self::BackendFailed => "service_management_unavailable",
             Self::Misconfigured => "misconfigured",
             Self::Contended => "contended",
+            Self::OverBudget => "over_budget",
             Self::Overloaded => "overloaded",
+            Self::LargeBody => "body_too_large",
+            Self::LateBody => "body_too_late",
         };
         format!("tollgate_{case}")
     }
@@ -88,9 +103,13 @@ impl Reply {
             Self::NoRule => "This API has no such operation.\n",
             Self::Limited { .. } => "A limit of the plan is used up.\n",
             Self::Disabled => "The plan does not include this operation.\n",
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
-                "The request cannot be authorized right now.\n"
-            }
+            Self::LargeBody => "The form is too large.\n",
+            Self::LateBody => "The form did not arrive in time.\n",
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => "The request cannot be authorized right now.\n",
         }
     }
 
@@ -103,9 +122,11 @@ impl Reply {
                 let seconds = milliseconds.div_ceil(1_000);
                 Some(if seconds == 0 { 1 } else { seconds })
             }
-            Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
-                Some(UNAVAILABLE_RETRY_SECONDS)
-            }
+            Self::BackendFailed
+            | Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::Overloaded => Some(UNAVAILABLE_RETRY_SECONDS),
             _ => None,
         }
     }

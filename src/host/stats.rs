@@ -28,10 +28,16 @@ pub enum Counter {
     Limited,
     /// Refused: it could not be known whether the caller may pass.
     Unavailable,
+    /// Of those that could not be known: too many unknown credentials were asked about.
+    OverBudget,
+    /// Answered without a question, because service management keeps failing.
+    BreakerOpen,
     /// Decided without a record, because no slot could give way.
     Uncached,
     /// Questions sent about unknown applications.
     AuthorizeCalls,
+    /// Questions not sent, because another worker was asking the same.
+    AuthorizeShared,
     /// Questions sent about known applications.
     RefreshCalls,
     /// Questions without a usable answer.
@@ -59,7 +65,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 23] = [
+    const ALL: [(Self, &'static str); 26] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),
@@ -69,8 +75,11 @@ impl Counter {
         (Self::NoRule, "requests_no_mapping_rule"),
         (Self::Limited, "requests_limited"),
         (Self::Unavailable, "requests_unavailable"),
+        (Self::OverBudget, "requests_over_budget"),
+        (Self::BreakerOpen, "requests_breaker_open"),
         (Self::Uncached, "requests_uncached"),
         (Self::AuthorizeCalls, "authorize_calls"),
+        (Self::AuthorizeShared, "authorize_shared"),
         (Self::RefreshCalls, "refresh_calls"),
         (Self::AuthorizeFailures, "authorize_failures"),
         (Self::Misconfigured, "misconfigured"),

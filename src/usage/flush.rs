@@ -461,7 +461,7 @@ pub fn push(
             .map(|(metric, delta)| (metric.as_str(), *delta))
             .collect();
         body.try_push(&Transaction {
-            application: application(kind, identity),
+            application: application(kind, identity, None),
             at: transaction.at,
             usage: &usage,
         })?;

@@ -11,15 +11,16 @@ use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
 use std::collections::{BTreeMap, BTreeSet};
 use tollgate::authorization::{
-    Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal, Slot,
-    Table, Verdict, Window,
+    Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal, Shown,
+    Slot, Table, Verdict, Window,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};
 use tollgate::mapping::{self, Metrics};
 use tollgate::moment::Moment;
 use tollgate::service_management::{
-    Authorization, Denial, Failure, Misconfiguration, ReportAnswer, ServiceAccess, UsageReport,
+    Authorization, Denial, Failure, Misconfiguration, ReportAnswer, Right, ServiceAccess,
+    UsageReport,
 };
 use tollgate::usage::{Flusher, Settings, Settled, Terms, wants_flush};
 
@@ -37,7 +38,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
 };
 const SERVICE: ServiceAccess<'_> = ServiceAccess {
     id: "1001",
-    token: "svc-token",
+    right: Right::ServiceToken("svc-token"),
 };
 
 /// Usage of one application at one time, in a report.
@@ -577,7 +578,7 @@ impl<'a> World<'a> {
         self.vms[vm]
             .refresh(
                 &self.data,
-                (slot, digest),
+                (slot, digest, &Shown::default()),
                 answer,
                 &self.metrics,
                 now,
@@ -911,5 +912,6 @@ fn identity(of: &Application) -> Identity<'_> {
         scope: SCOPE,
         kind: Kind::UserKey,
         value: of.key.as_bytes(),
+        shown: Shown::default(),
     }
 }

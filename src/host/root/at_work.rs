@@ -2,7 +2,7 @@
 //! the log lines that it writes seldom.
 
 use super::Fetch;
-use crate::authorization::{Identity, Refresher};
+use crate::authorization::{Asked, Identity, KeyRule, Referrer, Refresher, Shown};
 use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
 use crate::host::local_reply::Reply;
@@ -10,7 +10,7 @@ use crate::host::logger::Seldom;
 use crate::host::stats::{Counter, Stats};
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::{Misconfiguration, ReportAnswer};
+use crate::service_management::{Endpoint, Misconfiguration, ReportAnswer};
 use crate::usage::{Flusher, Settled};
 use log::{error, warn};
 use std::rc::Rc;
@@ -25,6 +25,21 @@ pub(super) struct AtWork {
     pub leads: bool,
     pub stats: Stats,
     quiet: Quiet,
+}
+
+/// When a service's applications' keys are checked.
+const fn key_rule(service: &Service) -> KeyRule {
+    if service.oauth {
+        KeyRule::IfShown
+    } else {
+        KeyRule::IfAny
+    }
+}
+
+/// What was shown to a service.
+pub(super) fn shown<'a>(service: &Service, asked: &'a Asked) -> Shown<'a> {
+    let referrers = service.credentials.looks_at_referrer();
+    asked.shown(key_rule(service), referrers)
 }
 
 /// Lines that must not fill the log.
@@ -58,16 +73,50 @@ impl AtWork {
             scope: self.scope,
             kind: credential.kind(),
             value: credential.expose().as_bytes(),
+            shown: Shown {
+                rule: key_rule(&self.service),
+                app_key: credential.app_key(),
+                referrer: if self.service.credentials.looks_at_referrer() {
+                    Referrer::Named(credential.referrer())
+                } else {
+                    Referrer::Ignored
+                },
+            },
         }
     }
 
-    pub const fn identity_of<'a>(&self, digest: Digest, fetch: &'a Fetch) -> Identity<'a> {
+    /// The application of a question, with what was shown in it or by one who waits for it.
+    pub fn identity_of<'a>(
+        &self,
+        digest: Digest,
+        fetch: &'a Fetch,
+        shown: &'a Asked,
+    ) -> Identity<'a> {
         Identity {
             digest,
             scope: self.scope,
             kind: fetch.kind,
             value: fetch.value.as_slice(),
+            shown: self.shown(shown),
         }
+    }
+
+    pub fn shown<'a>(&self, asked: &'a Asked) -> Shown<'a> {
+        shown(&self.service, asked)
+    }
+
+    /// Where its applications are asked about.
+    pub fn endpoint(&self) -> Endpoint {
+        if self.service.oauth {
+            Endpoint::OauthAuthorize
+        } else {
+            Endpoint::Authorize
+        }
+    }
+
+    /// What is shown in a question about an application that is known.
+    pub fn asks_again_with(&self, app_key: Option<&str>) -> Asked {
+        self.shown(&Asked::default()).about_application(app_key)
     }
 
     pub fn admitted(&self, stale: bool) {
@@ -79,8 +128,11 @@ impl AtWork {
 
     /// Counts a refusal and hands it on.
     pub fn refused(&self, reply: Reply) -> Reply {
+        if reply == Reply::OverBudget {
+            self.stats.count(Counter::OverBudget);
+        }
         self.stats.count(match reply {
-            Reply::NoCredential => Counter::NoCredential,
+            Reply::NoCredential | Reply::LargeBody | Reply::LateBody => Counter::NoCredential,
             Reply::UnusableCredential | Reply::Denied(_) => Counter::Denied,
             Reply::NoRule => Counter::NoRule,
             Reply::Limited { .. } | Reply::Disabled => Counter::Limited,
@@ -88,6 +140,7 @@ impl AtWork {
             | Reply::BackendFailed
             | Reply::Misconfigured
             | Reply::Contended
+            | Reply::OverBudget
             | Reply::Overloaded => Counter::Unavailable,
         });
         reply

@@ -1,31 +1,43 @@
 //! One configuration at work in one VM.
 //!
 //! What it does stands apart by when it happens: [`requests`] as they come, [`answers`]
-//! when a call ends, [`ticks`] when time has passed. [`at_work`] is one service of it.
+//! when a call ends, [`ticks`] when time has passed. [`flights`] is what it has to do with
+//! the other VMs of the process, [`gate`] whether anybody is asked at all,
+//! [`at_work`] is one service of it.
 
 mod answers;
 mod at_work;
+mod basis;
+pub mod bodies;
+mod flights;
+mod gate;
 mod requests;
 mod ticks;
 
 use self::at_work::AtWork;
+use self::flights::Listening;
 use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Lifetimes, Slot};
-use crate::config::{Configuration, Service};
-use crate::credentials::{Digest, Kind};
+use crate::authorization::{Asked, Breaker, Budget, Lifetimes, Question};
+use crate::config::{self, Configuration, Service};
+use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
 use crate::moment::Moment;
-use crate::service_management::{Identification, ServiceAccess};
+use crate::service_management::{Identification, Right, ServiceAccess};
 use crate::usage::{Candidate, Settings};
 use std::collections::HashMap;
 
 /// A request that is paused until its application is known.
+#[derive(Clone)]
 struct Waiting {
     stream_id: u32,
     usage: Usage,
+    /// What it shows besides the identity.
+    shows: Asked,
+    /// For how many answers it has waited before.
+    answers: u8,
 }
 
 /// A question about an unknown application, and everybody who waits for its answer.
@@ -33,7 +45,15 @@ struct Fetch {
     service: usize,
     kind: Kind,
     value: Vec<u8>,
+    /// What the question shows besides the identity.
+    asked: Asked,
+    /// How many questions led to this one.
+    attempt: u8,
     waiting: Vec<Waiting>,
+    /// Another VM asks, until then (monotonic milliseconds). `None`: this one does.
+    waits_until: Option<u64>,
+    /// It has been waited for before, in vain: not a third time.
+    again: bool,
 }
 
 /// What a call was made for.
@@ -41,9 +61,7 @@ enum Call {
     Authorize(Digest),
     Refresh {
         service: usize,
-        slot: Slot,
-        digest: Digest,
-        kind: Kind,
+        question: Question,
         /// The answer speaks of this moment, not of when it comes.
         asked: Moment,
     },
@@ -67,6 +85,9 @@ pub struct Root {
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
+    listening: Listening,
+    breaker: Breaker,
+    budget: Budget,
     calls: HashMap<u32, Call>,
     unmatched: UnmatchedHosts,
     swept: u32,
@@ -88,6 +109,13 @@ impl Root {
             .iter()
             .map(|service| AtWork::new(service, &key, shared))
             .collect();
+        let backend = Scope {
+            cluster: configuration.service_management.cluster.clone(),
+            authority: configuration.service_management.authority.clone(),
+            service: String::new(),
+        };
+        let breaker = Breaker::new(backend.number());
+        let budget = Budget::new(configuration.authorization.unknown_calls_per_second);
         Some(Self {
             id,
             configuration,
@@ -99,6 +127,9 @@ impl Root {
             services,
             fetches: HashMap::new(),
             waiting: 0,
+            listening: Listening::default(),
+            breaker,
+            budget,
             calls: HashMap::new(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,
@@ -150,13 +181,17 @@ impl Root {
 fn access(service: &Service) -> ServiceAccess<'_> {
     ServiceAccess {
         id: &service.id,
-        token: service.token.expose(),
+        right: match &service.right {
+            config::Right::ServiceToken(token) => Right::ServiceToken(token.expose()),
+            config::Right::ProviderKey(key) => Right::ProviderKey(key.expose()),
+        },
     }
 }
 
 const fn identification(kind: Kind) -> Identification {
     match kind {
         Kind::UserKey => Identification::UserKey,
+        Kind::AppId => Identification::AppId,
     }
 }
 

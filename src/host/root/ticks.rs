@@ -2,7 +2,7 @@
 //! refreshed and swept. Every tick does bounded work, for it holds up its worker.
 
 use super::{Call, Root, access, refresh_ahead, settings};
-use crate::authorization::{Change, Mark, Question, Slot};
+use crate::authorization::{Change, Landing, Mark, Question, Slot};
 use crate::credentials::Identities;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
@@ -23,6 +23,7 @@ impl Root {
     /// Leads where this VM may: flushes, refreshes, sweeps.
     pub fn on_tick(&mut self, shared: &mut Shared, now: Moment) {
         self.agree_on_key(shared);
+        self.look_after_waiting(shared, now);
         for index in 0..self.services.len() {
             let Some(at_work) = self.services.get_mut(index) else {
                 break;
@@ -41,7 +42,7 @@ impl Root {
             if leads {
                 at_work
                     .refresher
-                    .take_marks(&shared.data, &shared.applications);
+                    .take_marks(&shared.data, &shared.applications, now);
                 self.flush(index, shared, now);
                 self.refresh(index, shared, now);
             }
@@ -79,7 +80,7 @@ impl Root {
         );
         at_work.settled(settled, now);
         for slot in at_work.flusher.take_due() {
-            at_work.refresher.add(slot);
+            at_work.refresher.add(slot, now);
         }
         for report in reports {
             self.count(index, Counter::ReportCalls);
@@ -114,33 +115,47 @@ impl Root {
         let questions = at_work
             .refresher
             .next(&shared.data, &mut shared.applications, now);
-        for Question {
-            slot,
-            digest,
-            kind,
-            value,
-        } in questions
-        {
-            self.count(index, Counter::RefreshCalls);
-            match self.ask(index, kind, &value) {
-                Some(token) => {
-                    self.calls.insert(
-                        token,
-                        Call::Refresh {
-                            service: index,
-                            slot,
-                            digest,
-                            kind,
-                            asked: now,
-                        },
-                    );
+        for question in questions {
+            if !self.may_refresh(question.digest, shared, now) {
+                if let Some(at_work) = self.services.get_mut(index) {
+                    at_work.refresher.left_to_another(question.slot);
                 }
-                None => {
-                    self.warn_failed(index, "the call could not be made", now);
-                    let jitter = shared.random();
-                    if let Some(at_work) = self.services.get_mut(index) {
-                        at_work.refresher.failed(slot, now, jitter);
-                    }
+                continue;
+            }
+            self.ask_again(index, question, shared, now);
+        }
+    }
+
+    /// Asks about an application that is known.
+    pub(super) fn ask_again(
+        &mut self,
+        index: usize,
+        question: Question,
+        shared: &mut Shared,
+        now: Moment,
+    ) {
+        let Some(at_work) = self.services.get(index) else {
+            return;
+        };
+        let asked = at_work.asks_again_with(question.app_key.as_deref());
+        self.count(index, Counter::RefreshCalls);
+        match self.ask(index, question.kind, &question.value, &asked) {
+            Some(token) => {
+                self.calls.insert(
+                    token,
+                    Call::Refresh {
+                        service: index,
+                        question,
+                        asked: now,
+                    },
+                );
+            }
+            None => {
+                self.land(question.digest, Landing::Failed, shared);
+                self.warn_failed(index, "the call could not be made", now);
+                let jitter = shared.random();
+                if let Some(at_work) = self.services.get_mut(index) {
+                    at_work.refresher.failed(question.slot, now, jitter);
                 }
             }
         }
@@ -169,7 +184,7 @@ impl Root {
                         .iter_mut()
                         .find(|at_work| at_work.leads && at_work.scope == record.scope)?;
                     if record.wants_refresh(now, ahead) {
-                        at_work.refresher.add(slot);
+                        at_work.refresher.add(slot, now);
                     }
                     Some(Change::Keep(
                         wants_flush(record, now).then_some(at_work.scope),

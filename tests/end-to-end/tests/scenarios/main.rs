@@ -9,4 +9,5 @@ mod observability;
 mod outage;
 mod reload;
 mod replies;
+mod single_flight;
 mod waiting;

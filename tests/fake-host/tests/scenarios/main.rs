@@ -7,7 +7,11 @@
 
 mod accidents;
 mod asking;
+mod credentials;
+mod flights;
+mod floods;
 mod flush;
+mod keys;
 mod limits;
 mod refresh;
 mod replies;
