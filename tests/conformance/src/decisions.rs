@@ -458,7 +458,7 @@ fn known_of_report(report: &UsageReport) -> Result<Known> {
     })
 }
 
-fn unix_seconds(time: &str) -> Result<u64> {
+pub(crate) fn unix_seconds(time: &str) -> Result<u64> {
     const FORMAT: &[BorrowedFormatItem<'_>] = format_description!(
         "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]"
     );
