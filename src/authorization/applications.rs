@@ -5,13 +5,14 @@
 //! records decide, stale ones decide and are refreshed behind, everything else asks.
 
 use super::accepted::Accepted;
+use super::in_place;
 use super::keys::{ColdValues, KeyList, Keys};
 use super::marks::{Mark, Marks};
 use super::pauses;
 use super::quota::Quota;
 use super::record::{Freshness, Record, Refusal, State};
 use super::shown::{
-    Asked, KeyStanding, Memory, Referrer, Remembered, Shown, key_digest, key_standing,
+    Asked, KeyStanding, Memory, Referrer, Remembered, Shown, is_good, key_digest, key_standing,
 };
 use super::strangers::Strangers;
 use super::table::{Change, Slot, Table, TableError};
@@ -184,10 +185,22 @@ impl Applications {
                 self.memory(now, may_ask).find(data, referrer)
             }
         };
+        let is_plain = shown.referrer == Referrer::Ignored && !application.tells;
         let mut accepted = false;
         for _ in 0..MOST_LOOKS {
             let cold = &self.cold;
-            let seen = self.table.change(data, digest, |record| {
+            let usual = |bytes: &mut [u8]| {
+                let good = |keys| key.is_none_or(|key| is_good(keys, digest, &shown, key, cold));
+                (is_plain && in_place::admit(bytes, digest, usage, metrics, now, good)).then_some(
+                    Look::Decided(Seen {
+                        verdict: Verdict::Admitted { stale: false },
+                        dirty: false,
+                        refresh: false,
+                        quota: None,
+                    }),
+                )
+            };
+            let seen = self.table.change_in_place(data, digest, usual, |record| {
                 let freshness = record.freshness(now);
                 if freshness == Freshness::Expired {
                     return Change::Keep(Look::Nothing);

@@ -34,6 +34,41 @@ use crate::service_management::Denial;
 use thiserror::Error;
 
 const MAGIC: &[u8; 4] = b"TGr2";
+/// Offsets of the header, for whoever works on the bytes themselves.
+pub const STATE: usize = 4;
+/// See [`STATE`].
+pub const DENIAL: usize = 5;
+/// See [`STATE`].
+pub const DIGEST: usize = 8;
+/// See [`STATE`].
+pub const FRESH_UNTIL: usize = 40;
+/// See [`STATE`].
+pub const LAST_USED: usize = 56;
+/// See [`STATE`].
+pub const KEYS: usize = 88;
+/// The state of a record that may be used.
+pub const LIVE: u8 = 2;
+/// The parent of a name that has none.
+pub const NO_PARENT: u8 = Names::NO_PARENT;
+const COUNTS: usize = 96;
+const HEADER: usize = 104;
+const LIMIT: usize = 51;
+/// Offsets in a limit; at 0 is its name.
+pub const LIMIT_END: usize = 11;
+/// See [`LIMIT_END`].
+pub const LIMIT_MAXIMUM: usize = 19;
+/// See [`LIMIT_END`].
+pub const LIMIT_OWN: usize = 27;
+/// See [`LIMIT_END`].
+pub const LIMIT_FOREIGN: usize = 43;
+const LEDGER: usize = 24;
+const USAGE: usize = 26;
+/// Offsets in an entry of usage; at 0 is its name.
+pub const USAGE_HOUR: usize = 1;
+/// See [`USAGE_HOUR`].
+pub const USAGE_AT: usize = 2;
+/// See [`USAGE_HOUR`].
+pub const USAGE_PENDING: usize = 10;
 const REFRESH_MARKED: u8 = 1;
 const ALONE: u8 = 2;
 
@@ -51,6 +86,69 @@ pub fn digest_of(bytes: &[u8]) -> Option<Digest> {
     }
     let digest = header.get(8..24)?.try_into().ok()?;
     Some(Digest(digest))
+}
+
+/// Where the parts of a record stand.
+///
+/// They may lie beyond the end of the bytes they were read from: read and write with
+/// checked access.
+#[derive(Clone, Copy, Debug)]
+pub struct Sections {
+    names: usize,
+    limits: usize,
+    usage: usize,
+}
+
+impl Sections {
+    /// Those of the record in these bytes. `None` if they do not begin as one of this layout.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        if !bytes.starts_with(MAGIC) {
+            return None;
+        }
+        let [names, limits, _, _, low, high]: [u8; 6] = *bytes.get(COUNTS..)?.first_chunk()?;
+        Some(Self {
+            names: usize::from(names),
+            limits: usize::from(limits),
+            usage: usize::from(u16::from_le_bytes([low, high])),
+        })
+    }
+
+    /// Whether the plan has no limits.
+    pub const fn has_no_limits(self) -> bool {
+        self.limits == 0
+    }
+
+    /// Offsets of the limits.
+    pub fn limits(self) -> impl Iterator<Item = usize> {
+        (HEADER..).step_by(LIMIT).take(self.limits)
+    }
+
+    /// Offset of the units admitted of a name.
+    pub fn admitted(self, name: usize) -> Option<usize> {
+        self.ledgers()?.checked_add(name.checked_mul(LEDGER)?)
+    }
+
+    /// Offsets of the entries of usage.
+    pub fn usage(self) -> impl Iterator<Item = usize> {
+        let ledgers = self.ledgers().unwrap_or(usize::MAX);
+        let start = ledgers.saturating_add(self.names.saturating_mul(LEDGER));
+        (start..).step_by(USAGE).take(self.usage)
+    }
+
+    /// Each name with its parent, or [`NO_PARENT`].
+    pub fn names(self, bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+        let start = self
+            .ledgers()
+            .unwrap_or(usize::MAX)
+            .saturating_add(self.names.saturating_mul(LEDGER))
+            .saturating_add(self.usage.saturating_mul(USAGE));
+        let mut reader = Reader(bytes.get(start..).unwrap_or_default());
+        (0..self.names).map_while(move |_| reader.name().ok())
+    }
+
+    fn ledgers(self) -> Option<usize> {
+        HEADER.checked_add(self.limits.checked_mul(LIMIT)?)
+    }
 }
 
 /// Writes the record into `out`, replacing what is there.
@@ -215,10 +313,9 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     }
     record.names.clear();
     for _ in 0..names {
-        let parent = reader.byte()?;
-        let length = usize::from(reader.byte()?);
+        let (parent, text) = reader.name()?;
         let known = parent == Names::NO_PARENT || parent < names;
-        if !known || !record.names.add(reader.slice(length)?, parent) {
+        if !known || !record.names.add(text, parent) {
             return Err(NotARecord);
         }
     }
@@ -239,6 +336,11 @@ impl<'a> Reader<'a> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(NotARecord)?;
         self.0 = rest;
         Ok(taken)
+    }
+
+    fn name(&mut self) -> Result<(u8, &'a [u8]), NotARecord> {
+        let [parent, length] = self.bytes()?;
+        Ok((parent, self.slice(usize::from(length))?))
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], NotARecord> {

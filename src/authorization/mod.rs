@@ -13,6 +13,7 @@ mod budget;
 mod codec;
 mod debug;
 mod flights;
+mod in_place;
 mod keys;
 mod limit;
 pub mod mailboxes;

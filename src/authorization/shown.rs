@@ -138,6 +138,25 @@ pub(super) fn key_standing(
     }
 }
 
+/// Whether the shown key is surely good where the application has these keys: a part of what
+/// [`key_standing`] says, for whoever has not read the whole record.
+pub(super) fn is_good(
+    keys: Keys,
+    application: Digest,
+    shown: &Shown<'_>,
+    key: Digest,
+    cold: &ColdValues,
+) -> bool {
+    match (keys, shown.rule) {
+        (Keys::Unheard, _) | (Keys::None, KeyRule::IfAny) => true,
+        (_, KeyRule::IfShown) if shown.app_key.is_none() => true,
+        (Keys::None, KeyRule::IfShown) => false,
+        (Keys::Listed(hash), _) => cold
+            .cached(application, hash)
+            .is_some_and(|list| list.standing(key) == Standing::Listed),
+    }
+}
+
 /// What was accepted and refused of what requests show, as one VM sees it.
 pub(super) struct Memory<'a> {
     pub accepted: &'a mut Accepted,

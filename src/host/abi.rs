@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code)]
 
+use smallvec::SmallVec;
 use std::ptr;
 
 /// What a host function returned. Numbers are those of the ABI; any number that
@@ -560,19 +561,22 @@ fn serialize_pairs(pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
     out
 }
 
+/// Names and values of headers. Those of a usual request need no memory of their own.
+pub type Pairs<'a> = SmallVec<[(&'a [u8], &'a [u8]); 24]>;
+
 /// Reads header pairs as the ABI has them; anything that does not fit ends the list.
-pub fn parse_pairs(bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
+pub fn parse_pairs(bytes: &[u8]) -> Pairs<'_> {
+    let mut pairs = Pairs::new();
     let Some((count, lengths)) = bytes.split_first_chunk::<4>() else {
-        return Vec::new();
+        return pairs;
     };
     let count = usize::try_from(u32::from_le_bytes(*count)).unwrap_or(0);
     let Some((mut lengths, mut data)) = count
         .checked_mul(8)
         .and_then(|size| lengths.split_at_checked(size))
     else {
-        return Vec::new();
+        return pairs;
     };
-    let mut pairs = Vec::with_capacity(count);
     while let Some((name_size, rest)) = lengths.split_first_chunk::<4>() {
         let Some((value_size, rest)) = rest.split_first_chunk::<4>() else {
             break;
@@ -606,7 +610,7 @@ mod tests {
     #[test]
     fn pairs_survive_the_abi() {
         let pairs: &[(&[u8], &[u8])] = &[(b":path", b"/\xff"), (b"x", b""), (b"", b"y")];
-        assert_eq!(parse_pairs(&serialize_pairs(pairs)), pairs);
+        assert_eq!(*parse_pairs(&serialize_pairs(pairs)), *pairs);
     }
 
     #[test]
@@ -615,7 +619,7 @@ mod tests {
         for length in 0..whole.len() {
             assert!(parse_pairs(&whole[..length]).len() < 2, "cut at {length}");
         }
-        assert_eq!(parse_pairs(&[0xff; 64]), Vec::new());
+        assert!(parse_pairs(&[0xff; 64]).is_empty());
     }
 
     #[cfg(not(target_family = "wasm"))]

@@ -24,7 +24,7 @@ impl Root {
     /// Decides about a request, by its headers and what there is of its body: goes on, is
     /// answered here, or waits.
     pub fn on_request(&mut self, stream_id: u32, body: Body<'_>, shared: &mut Shared) -> Action {
-        let now = clock::now();
+        let now = clock::now_by_one();
         let Ok(bytes) = abi::header_map(MapType::RequestHeaders) else {
             Reply::Contended.send(&self.configuration.replies, false, None, now);
             return Action::Pause;
