@@ -126,8 +126,10 @@ pub enum Outcome {
     Returned,
     /// Perhaps applied: pending again, and still counted as sent.
     Resent,
-    /// Given up.
+    /// Perhaps applied, and given up.
     Lost,
+    /// Surely not applied, and given up.
+    Refused,
 }
 
 /// See the module's description.
@@ -460,7 +462,7 @@ impl Record {
                         ledger.acknowledged = ledger.acknowledged.saturating_add(count);
                     }
                 }
-                Outcome::Lost => {
+                Outcome::Lost | Outcome::Refused => {
                     if let Some(ledger) = self.ledger_of(entry.name) {
                         ledger.lost = ledger.lost.saturating_add(count);
                     }
@@ -470,7 +472,9 @@ impl Record {
             if count > 0 {
                 self.change_limits(&entry, metrics, |limit| match outcome {
                     Outcome::Acknowledged => {}
-                    Outcome::Returned => limit.sent = limit.sent.saturating_sub(count),
+                    Outcome::Returned | Outcome::Refused => {
+                        limit.sent = limit.sent.saturating_sub(count);
+                    }
                     Outcome::Resent | Outcome::Lost => limit.unsure = true,
                 });
             }

@@ -56,10 +56,12 @@ pub enum Counter {
     UsageLostTooOld,
     /// Units given up because they had no record and their report failed.
     UsageLostUncached,
+    /// Units given up because service management refuses them.
+    UsageLostRefused,
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 23] = [
+    const ALL: [(Self, &'static str); 24] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),
@@ -83,6 +85,7 @@ impl Counter {
         (Self::UsageLostUncertain, "usage_lost_uncertain"),
         (Self::UsageLostTooOld, "usage_lost_too_old"),
         (Self::UsageLostUncached, "usage_lost_uncached"),
+        (Self::UsageLostRefused, "usage_lost_refused"),
     ];
 }
 

@@ -5,6 +5,7 @@
 //! this VM went away, and nothing is ever sent by two. What is here besides the
 //! records is for speed and may be lost.
 
+use super::suspects::{Group, Suspects, Then, Trial, uncertain};
 use crate::authorization::{
     Applications, Change, Dispatched, Mark, Outcome, Record, Slot, State, application, backoff,
 };
@@ -20,6 +21,8 @@ use std::collections::{HashMap, VecDeque};
 
 /// Batches of one service in flight at most.
 const MOST_IN_FLIGHT: usize = 4;
+/// Of these, batches of suspects at most, so that nobody waits for them.
+const MOST_TRIALS: usize = 2;
 /// Records looked at in one tick at most: a tick holds up its worker.
 const MOST_RECORDS: u32 = 2_000;
 /// Transactions of one record in one batch at most, so that any record with all its
@@ -77,6 +80,8 @@ pub struct Settled {
     pub dropped: u64,
     /// Given up because the backend would refuse it as too old.
     pub too_old: u64,
+    /// Given up because the backend refuses it, also alone.
+    pub refused: u64,
 }
 
 impl Settled {
@@ -87,6 +92,7 @@ impl Settled {
         self.resent = self.resent.saturating_add(other.resent);
         self.dropped = self.dropped.saturating_add(other.dropped);
         self.too_old = self.too_old.saturating_add(other.too_old);
+        self.refused = self.refused.saturating_add(other.refused);
     }
 
     const fn count(&mut self, outcome: Outcome, units: u64) {
@@ -95,6 +101,7 @@ impl Settled {
             Outcome::Returned => &mut self.returned,
             Outcome::Resent => &mut self.resent,
             Outcome::Lost => &mut self.dropped,
+            Outcome::Refused => &mut self.refused,
         };
         *into = into.saturating_add(units);
     }
@@ -112,9 +119,19 @@ pub struct Flusher {
     /// Nothing is sent before this, after a failure.
     paused_until: u64,
     failures: u32,
-    in_flight: HashMap<u64, Vec<(Slot, Digest)>>,
+    in_flight: HashMap<u64, Sent>,
+    suspects: Suspects,
     /// Slots seen that want a refresh soon.
     due: Vec<Slot>,
+}
+
+/// A report under way.
+struct Sent {
+    members: Vec<(Slot, Digest)>,
+    transactions: usize,
+    /// Most transactions of one record that it could hold.
+    most: usize,
+    trial: Trial,
 }
 
 /// What looking at one record came to.
@@ -146,6 +163,7 @@ impl Flusher {
             paused_until: 0,
             failures: 0,
             in_flight: HashMap::new(),
+            suspects: Suspects::default(),
             due: Vec::new(),
         }
     }
@@ -153,6 +171,16 @@ impl Flusher {
     /// The slots that were seen to want a refresh soon.
     pub fn take_due(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.due)
+    }
+
+    /// Leaves everything that waits here to whoever leads now.
+    pub fn hand_over(&mut self, data: &impl SharedData, applications: &Applications) {
+        let marks = applications.marks(Mark::Dirty, self.scope);
+        let suspects = self.suspects.release();
+        for slot in self.waiting.drain(..).chain(suspects) {
+            marks.set(data, slot);
+        }
+        self.segment = None;
     }
 
     /// What to send now: as many reports as may be in flight, from a bounded number of
@@ -173,10 +201,11 @@ impl Flusher {
             self.next_round = now.monotonic.saturating_add(settings.interval);
         }
         let mut records = MOST_RECORDS;
-        while records > 0
-            && self.in_flight.len() < MOST_IN_FLIGHT
-            && self.take_marks(data, applications)
-        {
+        while records > 0 && self.in_flight.len() < MOST_IN_FLIGHT {
+            let group = self.next_group(now.monotonic);
+            if group.is_none() && !self.take_marks(data, applications) {
+                break;
+            }
             let batch = self.next_batch_id();
             let round = Round {
                 batch,
@@ -184,22 +213,27 @@ impl Flusher {
                     .monotonic
                     .saturating_add(settings.timeout)
                     .saturating_add(DEADLINE_GRACE),
+                most: group.as_ref().map_or(MOST_OF_ONE, |group| group.most),
                 terms,
             };
             let mut body = ReportBody::new(service);
             let mut members = Vec::new();
+            let trial = group
+                .as_ref()
+                .map_or_else(|| self.suspects.first_trial(), |group| group.trial);
+            let mut group = group;
             while records > 0 && body.transactions() < settings.batch {
-                if !self.take_marks(data, applications) {
-                    break;
-                }
-                let Some(slot) = self.waiting.pop_front() else {
+                let Some(slot) = self.next_slot(data, applications, group.as_mut()) else {
                     break;
                 };
                 records = records.saturating_sub(1);
                 match self.look(data, applications, slot, &round, &body, &mut settled) {
                     Looked::Nothing => {}
                     Looked::Later => {
-                        self.waiting.push_front(slot);
+                        match &mut group {
+                            Some(group) => group.slots.push_front(slot),
+                            None => self.waiting.push_front(slot),
+                        }
                         break;
                     }
                     Looked::Sent {
@@ -220,8 +254,17 @@ impl Flusher {
                     }
                 }
             }
+            if let Some(rest) = group.filter(|group| !group.slots.is_empty()) {
+                self.suspects.put_first(rest);
+            }
             if body.transactions() > 0 {
-                self.in_flight.insert(batch, members);
+                let sent = Sent {
+                    members,
+                    transactions: body.transactions(),
+                    most: round.most,
+                    trial,
+                };
+                self.in_flight.insert(batch, sent);
                 reports.push(Report {
                     batch,
                     body: body.into_bytes(),
@@ -229,6 +272,34 @@ impl Flusher {
             }
         }
         (reports, settled)
+    }
+
+    /// The next suspects to try, unless the others would have to wait for them.
+    fn next_group(&mut self, now: u64) -> Option<Group> {
+        let trials = self.in_flight.values().filter(|sent| sent.trial.is_trial());
+        if now < self.paused_until || trials.count() >= MOST_TRIALS {
+            return None;
+        }
+        self.suspects.take(now)
+    }
+
+    /// The next record to look at: of the group, or else of the round.
+    fn next_slot(
+        &mut self,
+        data: &impl SharedData,
+        applications: &Applications,
+        group: Option<&mut Group>,
+    ) -> Option<Slot> {
+        if let Some(group) = group {
+            return group.slots.pop_front();
+        }
+        while self.take_marks(data, applications) {
+            let slot = self.waiting.pop_front()?;
+            if !self.suspects.contains(slot) {
+                return Some(slot);
+            }
+        }
+        None
     }
 
     const fn next_batch_id(&mut self) -> u64 {
@@ -270,7 +341,7 @@ impl Flusher {
             .settings
             .batch
             .saturating_sub(body.transactions())
-            .min(MOST_OF_ONE);
+            .min(round.most);
         let room = MAX_REPORT_PARAMETERS.saturating_sub(body.parameters());
         let seen = applications.table().change_slot(data, slot, |record| {
             if record.scope != scope {
@@ -357,33 +428,64 @@ impl Flusher {
             settings,
             now,
         } = *terms;
-        let outcome = match answer {
-            ReportAnswer::Acknowledged => Outcome::Acknowledged,
-            // Refused whole, so nothing of it was applied.
-            ReportAnswer::Refused { .. } | ReportAnswer::NotDelivered(_) => Outcome::Returned,
-            ReportAnswer::Uncertain(_) => uncertain(settings.uncertain),
-        };
         let mut settled = Settled::default();
+        let Some(sent) = self.in_flight.remove(&batch) else {
+            return settled;
+        };
+        let fate = self
+            .suspects
+            .judge(answer, sent.trial, sent.transactions, settings.uncertain);
         let marks = applications.marks(Mark::Dirty, self.scope);
-        for (slot, digest) in self.in_flight.remove(&batch).unwrap_or_default() {
+        let mut left = VecDeque::new();
+        for (slot, digest) in sent.members {
             let seen = applications.table().change_slot(data, slot, |record| {
                 (record.digest == digest).then(|| {
-                    let units = record.settle(batch, outcome, metrics, now);
+                    let units = record.settle(batch, fate.outcome, metrics, now);
                     Change::Write((units, record.has_pending()))
                 })
             });
             if let Ok(Some((units, _))) = seen {
-                settled.count(outcome, units);
+                settled.count(fate.outcome, units);
             }
             // Also what was admitted meanwhile: a round that came by took its mark and
             // had to leave it.
             if !matches!(seen, Ok(Some((_, false)))) {
-                marks.set(data, slot);
+                left.push_back(slot);
             }
+        }
+        // Suspects are not marked, or they would be among others in the next round.
+        let again = match fate.then {
+            Then::Forget => Vec::new(),
+            // Of one record not everything was in it: the rest is as suspect as it was.
+            Then::GoOn(trial) if left.len() == 1 && sent.transactions == sent.most => {
+                vec![Group::of(std::mem::take(&mut left), sent.most, trial)]
+            }
+            Then::GoOn(_) => Vec::new(),
+            Then::TryAgain(trial) => {
+                let not_before = now.monotonic.saturating_add(trial.pause(&settings, jitter));
+                vec![Group {
+                    slots: std::mem::take(&mut left),
+                    most: sent.most,
+                    trial,
+                    not_before,
+                }]
+            }
+            Then::Split(trial) => {
+                let of_one = (sent.transactions.min(sent.most) / 2).max(1);
+                Group::halves(std::mem::take(&mut left), sent.most, of_one, trial)
+            }
+        };
+        for group in again {
+            if let Err(group) = self.suspects.put_last(group) {
+                left.extend(group.slots);
+            }
+        }
+        for slot in left {
+            marks.set(data, slot);
         }
         if matches!(answer, ReportAnswer::Acknowledged) {
             self.failures = 0;
-        } else {
+        } else if fate.pause {
             self.pause(data, applications, &settings, now, jitter);
         }
         settled
@@ -414,16 +516,11 @@ impl Flusher {
     }
 }
 
-const fn uncertain(policy: Uncertain) -> Outcome {
-    match policy {
-        Uncertain::Resend => Outcome::Resent,
-        Uncertain::Drop => Outcome::Lost,
-    }
-}
-
 struct Round<'a> {
     batch: u64,
     deadline: u64,
+    /// Transactions of one record at most.
+    most: usize,
     terms: &'a Terms<'a>,
 }
 

@@ -3,6 +3,7 @@
 
 mod flush;
 mod lease;
+mod suspects;
 
 pub use flush::{Flusher, Report, Settings, Settled, Terms, push, wants_flush};
 pub use lease::{Candidate, lead};

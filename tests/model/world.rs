@@ -892,7 +892,7 @@ impl<'a> World<'a> {
         prop_assert_eq!(self.settled.resent, resent, "(iii) counted as resent");
         prop_assert_eq!(self.settled.dropped, dropped, "(iii) counted as dropped");
         prop_assert_eq!(
-            self.settled.dropped + self.settled.too_old,
+            self.settled.dropped + self.settled.too_old + self.settled.refused,
             lost,
             "(iii) counted as lost"
         );

@@ -99,6 +99,10 @@ impl AtWork {
         self.stats.add(Counter::UsageResent, settled.resent);
         self.stats.add(Counter::UsageLostUncertain, settled.dropped);
         self.stats.add(Counter::UsageLostTooOld, settled.too_old);
+        self.stats.add(Counter::UsageLostRefused, settled.refused);
+        if settled.refused > 0 {
+            self.lost(settled.refused, "service management refuses it", now);
+        }
         if settled.dropped > 0 {
             self.lost(settled.dropped, "its report had no certain answer", now);
         }
@@ -121,8 +125,8 @@ impl AtWork {
         self.stats.count(Counter::Misconfigured);
         if let Some(withheld) = self.quiet.misconfigured.due(now.monotonic) {
             error!(
-                "service {}: service management refuses this gateway: {}. Callers get 503, known \
-                 applications go on ({withheld} such lines withheld)",
+                "service {}: service management refuses this gateway: {}. New callers get 503, known \
+                 applications go on, their usage waits ({withheld} such lines withheld)",
                 self.service.id,
                 what.as_str()
             );
@@ -147,6 +151,12 @@ impl AtWork {
             ReportAnswer::NotDelivered(_) => Counter::ReportsNotDelivered,
             ReportAnswer::Uncertain(_) => Counter::ReportsUncertain,
         });
+        if let ReportAnswer::Refused { why, .. } = answer
+            && !why.may_lie_in_one_transaction()
+        {
+            self.misconfigured(*why, now);
+            return;
+        }
         if let Some(withheld) = self.quiet.report.due(now.monotonic) {
             warn!(
                 "service {}: a report was not acknowledged: {answer:?}. What becomes of its usage is \

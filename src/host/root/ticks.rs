@@ -38,6 +38,11 @@ impl Root {
                 info!("leading service index {index}: this VM flushes and refreshes");
             }
             at_work.leads = leads;
+            if !leads {
+                at_work
+                    .flusher
+                    .hand_over(&shared.data, &shared.applications);
+            }
             if leads {
                 at_work
                     .refresher

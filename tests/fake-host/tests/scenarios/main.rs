@@ -10,6 +10,7 @@ mod asking;
 mod flush;
 mod limits;
 mod refresh;
+mod refused;
 mod replies;
 mod support;
 mod table;
