@@ -23,6 +23,8 @@ const MINUTES_KEPT_SECONDS: u64 = 180;
 /// How long after an acknowledgement a read of the backend's counters includes the
 /// batch. The backend applies reports late; no bound is promised, this is generous.
 const SETTLED_MILLISECONDS: u64 = 5_000;
+/// How long ago a worker may have read its clock when it writes.
+const LATE_READING_SECONDS: u64 = 60;
 /// Limits of a record: their number is one byte in the layout.
 const MOST_LIMITS: usize = 255;
 
@@ -273,6 +275,7 @@ impl Record {
         self.roll_windows(now);
         self.resolve(usage, metrics)?;
         self.check_limits()?;
+        let minute = self.minute_of(now);
         for index in 0..self.charges.len() {
             let Some(charge) = self.charges.get(index).copied() else {
                 break;
@@ -282,7 +285,7 @@ impl Record {
                     limit.own = limit.own.saturating_add(charge.delta);
                 }
             }
-            self.add_pending(charge.name, charge.delta, now);
+            self.add_pending(charge.name, charge.delta, minute);
         }
         self.last_used = now.monotonic;
         Ok(())
@@ -347,11 +350,20 @@ impl Record {
         self.ledger.get_mut(usize::from(name))
     }
 
-    fn add_pending(&mut self, name: u8, delta: u64, now: Moment) {
+    /// The minute that usage of now is reported at. Where another worker has opened a window
+    /// since this one read its clock, the usage counts in that window, here and so there.
+    /// (A window further ahead is of a calendar clock that was set back.)
+    fn minute_of(&self, now: Moment) -> u64 {
+        let latest = now.seconds().saturating_add(LATE_READING_SECONDS);
+        let starts = self.limits.iter().map(|limit| limit.window.start);
+        let opened = starts.filter(|start| *start <= latest).max();
+        now.minute().max(opened.unwrap_or(0))
+    }
+
+    fn add_pending(&mut self, name: u8, delta: u64, minute: u64) {
         if let Some(ledger) = self.ledger_of(name) {
             ledger.admitted = ledger.admitted.saturating_add(delta);
         }
-        let minute = now.minute();
         let known = self
             .usage
             .iter_mut()

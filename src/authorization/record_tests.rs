@@ -71,6 +71,27 @@ fn exactly_the_maximum_is_admitted() {
 }
 
 #[test]
+fn a_late_reading_of_the_clock_counts_in_the_window_that_another_worker_has_opened() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Minute, 3, 0, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    let end = window(Period::Minute).end;
+    let edge = |after: i64| Moment {
+        wall: (end * 1_000).saturating_add_signed(after),
+        monotonic: 1_000,
+    };
+    record.admit(&one, &metrics, edge(-1)).unwrap();
+    record.admit(&one, &metrics, edge(0)).unwrap();
+    record.admit(&one, &metrics, edge(-1)).unwrap();
+    let sent = record.dispatch(1, 10_000, 10, &metrics);
+    let sent: Vec<_> = sent.iter().map(|it| (it.at, it.usage[0].1)).collect();
+    assert_eq!(sent, [(end - 60, 1), (end, 2)]);
+}
+
+#[test]
 fn what_others_used_counts() {
     let metrics = metrics(false);
     let mut record = record(

@@ -468,7 +468,13 @@ impl<'a> World<'a> {
         if admitted {
             of.latest = second;
             of.own.count(&self.hierarchy, usage, second, 1);
-            let minute = now.seconds() - now.seconds() % 60;
+            // A worker whose clock is a little late reports in the window that is open.
+            let starts = of
+                .heard
+                .iter()
+                .map(|limit| model::start(limit.period, second));
+            let open = starts.filter(|start| *start <= now.seconds() + 60).max();
+            let minute = (now.seconds() - now.seconds() % 60).max(open.unwrap_or(0));
             of.expected.count(&self.hierarchy, usage, minute, 1);
             let old = of
                 .open

@@ -7,6 +7,7 @@
 
 mod accidents;
 mod asking;
+mod exact;
 mod flush;
 mod limits;
 mod refresh;
