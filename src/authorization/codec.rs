@@ -20,7 +20,8 @@
 //! | 92 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
 //! Then, without gaps: limits (51 bytes each: name, period, unsure, start, end, maximum,
-//! own, sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
+//! own, sent, foreign), ledgers (32: admitted, acknowledged, lost, published; one per
+//! name), usage
 //! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
 
 use super::limit::Limit;
@@ -106,7 +107,15 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     let without = Ledger::default();
     for index in 0..record.names.len() {
         let ledger = record.ledger.get(index).unwrap_or(&without);
-        put_words(out, [ledger.admitted, ledger.acknowledged, ledger.lost]);
+        put_words(
+            out,
+            [
+                ledger.admitted,
+                ledger.acknowledged,
+                ledger.lost,
+                ledger.published,
+            ],
+        );
     }
     for entry in &record.usage {
         out.extend_from_slice(&[entry.name, u8::from(entry.hour)]);
@@ -188,11 +197,12 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     }
     record.ledger.clear();
     for _ in 0..names {
-        let [admitted, acknowledged, lost] = reader.words()?;
+        let [admitted, acknowledged, lost, published] = reader.words()?;
         record.ledger.push(Ledger {
             admitted,
             acknowledged,
             lost,
+            published,
         });
     }
     record.usage.clear();
@@ -374,7 +384,8 @@ mod properties {
                 record.settle(record.batch, Outcome::Returned, &metrics, at(0));
                 record.dispatch(3, u64::MAX, 10, &metrics);
                 record.settle(3, Outcome::Acknowledged, &metrics, at(1));
-                record.give_up_unreportable(at(1));
+                record.give_up_unreportable(&metrics, at(1));
+                record.publish(&metrics);
                 let _ = record.may_give_way();
                 encode(&record, &mut bytes);
             }

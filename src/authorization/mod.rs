@@ -19,6 +19,7 @@ mod strangers;
 mod table;
 #[cfg(test)]
 mod testing;
+mod units;
 
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
 pub use limit::Limit;
@@ -28,3 +29,4 @@ pub use record::{Dispatched, Freshness, Ledger, Outcome, Record, Refusal, State}
 pub use refresh::{Question, Refresher, backoff};
 pub use strangers::Strangers;
 pub use table::{Change, Slot, Table, TableError};
+pub use units::Units;

@@ -9,6 +9,7 @@
 
 use super::limit::Limit;
 use super::names::Names;
+use super::units::Units;
 use crate::credentials::{Digest, Kind};
 use crate::mapping::{Metrics, Usage};
 use crate::moment::Moment;
@@ -81,6 +82,8 @@ pub struct Ledger {
     pub acknowledged: u64,
     /// Units that will never be reported; each was counted and logged when it was given up.
     pub lost: u64,
+    /// The part of `admitted` that the service's sums have.
+    pub published: u64,
 }
 
 /// Unacknowledged usage of one metric in one minute or hour.
@@ -455,19 +458,38 @@ impl Record {
         transactions
     }
 
+    /// Takes what was admitted since the last time into the service's sums: returns it.
+    pub fn publish(&mut self, metrics: &Metrics) -> Units {
+        let mut units = Units::default();
+        for (name, ledger) in (0_u8..).zip(&mut self.ledger) {
+            let new = ledger.admitted.saturating_sub(ledger.published);
+            ledger.published = ledger.admitted;
+            if new > 0 {
+                units.add_named(metrics, self.names.text(name), new);
+            }
+        }
+        units
+    }
+
     /// Settles the batch. Does nothing if the record is not in that batch (any more).
     /// Returns the units that left flight.
-    pub fn settle(&mut self, batch: u64, outcome: Outcome, metrics: &Metrics, now: Moment) -> u64 {
+    pub fn settle(
+        &mut self,
+        batch: u64,
+        outcome: Outcome,
+        metrics: &Metrics,
+        now: Moment,
+    ) -> Units {
+        let mut units = Units::default();
         if self.batch != batch || batch == 0 {
-            return 0;
+            return units;
         }
-        let mut units: u64 = 0;
         for index in 0..self.usage.len() {
             let Some(entry) = self.usage.get(index).copied() else {
                 break;
             };
             let count = entry.in_flight;
-            units = units.saturating_add(count);
+            units.add_named(metrics, self.names.text(entry.name), count);
             match outcome {
                 Outcome::Acknowledged => {
                     if let Some(ledger) = self.ledger_of(entry.name) {
@@ -508,9 +530,9 @@ impl Record {
 
     /// Gives up pending usage that the backend would refuse as too old, which would
     /// cost the rest of its batch. Returns the units lost.
-    pub fn give_up_unreportable(&mut self, now: Moment) -> u64 {
+    pub fn give_up_unreportable(&mut self, metrics: &Metrics, now: Moment) -> Units {
         let oldest = now.seconds().saturating_sub(REPORTABLE_SECONDS);
-        let mut units: u64 = 0;
+        let mut units = Units::default();
         for index in 0..self.usage.len() {
             let Some(entry) = self.usage.get_mut(index) else {
                 break;
@@ -520,7 +542,7 @@ impl Record {
             }
             let (name, count) = (entry.name, entry.pending);
             entry.pending = 0;
-            units = units.saturating_add(count);
+            units.add_named(metrics, self.names.text(name), count);
             if let Some(ledger) = self.ledger_of(name) {
                 ledger.lost = ledger.lost.saturating_add(count);
             }

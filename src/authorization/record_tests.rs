@@ -390,9 +390,9 @@ fn usage_older_than_the_backend_takes_is_given_up_and_counted() {
     let one = usage(&metrics, &[("hits", 1)]);
     record.admit(&one, &metrics, at(0)).unwrap();
     let later = at((24 * 3_600 - 600) * 1_000);
-    assert_eq!(record.give_up_unreportable(later), 0);
+    assert_eq!(record.give_up_unreportable(&metrics, later).sum(), 0);
     let too_late = at((24 * 3_600 - 600 + 1) * 1_000);
-    assert_eq!(record.give_up_unreportable(too_late), 1);
+    assert_eq!(record.give_up_unreportable(&metrics, too_late).sum(), 1);
     assert_eq!(of(&record, "hits").0.lost, 1);
     assert_conserved(&record);
     assert!(record.dispatch(7, 9, 10, &metrics).is_empty());
@@ -414,13 +414,13 @@ fn a_batch_ends_by_its_outcome() {
         record.dispatch(7, 9, 10, &metrics);
         assert_eq!(of(&record, "hits").2, 5);
         assert_eq!(
-            record.settle(8, outcome, &metrics, at(1)),
+            record.settle(8, outcome, &metrics, at(1)).sum(),
             0,
             "another batch"
         );
-        assert_eq!(record.settle(7, outcome, &metrics, at(1)), 5);
+        assert_eq!(record.settle(7, outcome, &metrics, at(1)).sum(), 5);
         assert_eq!(
-            record.settle(7, outcome, &metrics, at(1)),
+            record.settle(7, outcome, &metrics, at(1)).sum(),
             0,
             "settled twice"
         );
@@ -428,6 +428,7 @@ fn a_batch_ends_by_its_outcome() {
             admitted: 5,
             acknowledged,
             lost,
+            ..Ledger::default()
         };
         assert_eq!(of(&record, "hits"), (ledger, pending, 0), "{outcome:?}");
         assert_conserved(&record);

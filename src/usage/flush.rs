@@ -5,9 +5,11 @@
 //! this VM went away, and nothing is ever sent by two. What is here besides the
 //! records is for speed and may be lost.
 
+use super::accounts::Accounts;
 use super::suspects::{Group, Suspects, Then, Trial, uncertain};
 use crate::authorization::{
-    Applications, Change, Dispatched, Mark, Outcome, Record, Slot, State, application, backoff,
+    Applications, Change, Dispatched, Mark, Outcome, Record, Slot, State, Units, application,
+    backoff,
 };
 use crate::config::Uncertain;
 use crate::credentials::{Digest, Kind};
@@ -121,6 +123,7 @@ pub struct Flusher {
     failures: u32,
     in_flight: HashMap<u64, Sent>,
     suspects: Suspects,
+    accounts: Accounts,
     /// Slots seen that want a refresh soon.
     due: Vec<Slot>,
 }
@@ -128,6 +131,7 @@ pub struct Flusher {
 /// A report under way.
 struct Sent {
     members: Vec<(Slot, Digest)>,
+    units: Units,
     transactions: usize,
     /// Most transactions of one record that it could hold.
     most: usize,
@@ -164,6 +168,7 @@ impl Flusher {
             failures: 0,
             in_flight: HashMap::new(),
             suspects: Suspects::default(),
+            accounts: Accounts::default(),
             due: Vec::new(),
         }
     }
@@ -171,6 +176,27 @@ impl Flusher {
     /// The slots that were seen to want a refresh soon.
     pub fn take_due(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.due)
+    }
+
+    /// Books what became of usage that was in no record.
+    pub fn book(&mut self, accounts: &Accounts) {
+        self.accounts.add(accounts);
+    }
+
+    /// What became of usage since this was last taken, if anything did.
+    pub fn take_accounts(&mut self) -> Option<Accounts> {
+        let accounts = std::mem::take(&mut self.accounts);
+        accounts.is_changed().then_some(accounts)
+    }
+
+    /// Units in reports of this VM that are not yet answered.
+    #[must_use]
+    pub fn in_flight(&self) -> Units {
+        let mut units = Units::default();
+        for sent in self.in_flight.values() {
+            units.add_all(&sent.units);
+        }
+        units
     }
 
     /// Leaves everything that waits here to whoever leads now.
@@ -198,6 +224,8 @@ impl Flusher {
         let mut reports = Vec::new();
         if self.segment.is_none() && self.waiting.is_empty() && now.monotonic >= self.next_round {
             self.segment = Some(0);
+            // Once in a round, what other VMs did by themselves is shown, too.
+            self.accounts.sent();
             self.next_round = now.monotonic.saturating_add(settings.interval);
         }
         let mut records = MOST_RECORDS;
@@ -218,6 +246,7 @@ impl Flusher {
             };
             let mut body = ReportBody::new(service);
             let mut members = Vec::new();
+            let mut units = Units::default();
             let trial = group
                 .as_ref()
                 .map_or_else(|| self.suspects.first_trial(), |group| group.trial);
@@ -248,6 +277,9 @@ impl Flusher {
                             continue;
                         }
                         members.push((slot, digest));
+                        for (metric, delta) in transactions.iter().flat_map(|it| &it.usage) {
+                            units.add_named(terms.metrics, metric, *delta);
+                        }
                         if alone {
                             break;
                         }
@@ -258,8 +290,10 @@ impl Flusher {
                 self.suspects.put_first(rest);
             }
             if body.transactions() > 0 {
+                self.accounts.sent();
                 let sent = Sent {
                     members,
+                    units,
                     transactions: body.transactions(),
                     most: round.most,
                     trial,
@@ -347,25 +381,28 @@ impl Flusher {
             if record.scope != scope {
                 return None;
             }
+            let metrics = round.terms.metrics;
             let mut ended = Settled::default();
-            end_overdue_batch(record, round, &mut ended);
+            let mut accounts = Accounts::default();
+            end_overdue_batch(record, round, &mut ended, &mut accounts);
             let refresh = record.wants_refresh(round.terms.now, round.terms.settings.refresh_ahead);
             if record.alone && !empty {
-                return Some(Change::Keep((Looked::Later, Settled::default(), refresh)));
+                return Some(Change::Keep((Looked::Later, None, refresh)));
             }
-            ended.too_old = record.give_up_unreportable(round.terms.now);
-            let transactions =
-                record.dispatch(round.batch, round.deadline, most, round.terms.metrics);
+            let too_old = record.give_up_unreportable(metrics, round.terms.now);
+            ended.too_old = too_old.sum();
+            accounts.lost(&too_old);
+            let transactions = record.dispatch(round.batch, round.deadline, most, metrics);
             if parameters(&transactions) > room {
-                return Some(Change::Keep((Looked::Later, Settled::default(), refresh)));
+                return Some(Change::Keep((Looked::Later, None, refresh)));
             }
             if transactions.is_empty() {
-                let looked = (Looked::Nothing, ended, refresh);
-                return Some(if ended == Settled::default() {
-                    Change::Keep(looked)
-                } else {
-                    Change::Write(looked)
-                });
+                if ended == Settled::default() {
+                    return Some(Change::Keep((Looked::Nothing, None, refresh)));
+                }
+                accounts.admitted(&record.publish(metrics));
+                let ended = Some((ended, accounts));
+                return Some(Change::Write((Looked::Nothing, ended, refresh)));
             }
             let looked = Looked::Sent {
                 digest: record.digest,
@@ -374,11 +411,15 @@ impl Flusher {
                 transactions,
                 alone: record.alone,
             };
-            Some(Change::Write((looked, ended, refresh)))
+            accounts.admitted(&record.publish(metrics));
+            Some(Change::Write((looked, Some((ended, accounts)), refresh)))
         });
         match seen {
             Ok(Some((looked, ended, refresh))) => {
-                settled.add(ended);
+                if let Some((ended, accounts)) = ended {
+                    settled.add(ended);
+                    self.accounts.add(&accounts);
+                }
                 if refresh && !matches!(looked, Looked::Later) {
                     self.due.push(slot);
                 }
@@ -396,7 +437,7 @@ impl Flusher {
     /// Gives up usage that no report can carry. Names and deltas are checked before they
     /// get into a record, so only a corrupt one comes here.
     fn give_up(
-        &self,
+        &mut self,
         data: &impl SharedData,
         applications: &mut Applications,
         (slot, digest): (Slot, Digest),
@@ -409,7 +450,8 @@ impl Flusher {
                 .then(|| Change::Write(record.settle(round.batch, Outcome::Lost, metrics, now)))
         });
         if let Ok(Some(units)) = units {
-            settled.count(Outcome::Lost, units);
+            settled.count(Outcome::Lost, units.sum());
+            self.accounts.lost(&units);
         }
     }
 
@@ -432,6 +474,7 @@ impl Flusher {
         let Some(sent) = self.in_flight.remove(&batch) else {
             return settled;
         };
+        self.accounts.sent();
         let fate = self
             .suspects
             .judge(answer, sent.trial, sent.transactions, settings.uncertain);
@@ -444,8 +487,9 @@ impl Flusher {
                     Change::Write((units, record.has_pending()))
                 })
             });
-            if let Ok(Some((units, _))) = seen {
-                settled.count(fate.outcome, units);
+            if let Ok(Some((units, _))) = &seen {
+                settled.count(fate.outcome, units.sum());
+                self.accounts.settled(fate.outcome, units);
             }
             // Also what was admitted meanwhile: a round that came by took its mark and
             // had to leave it.
@@ -525,11 +569,17 @@ struct Round<'a> {
 }
 
 /// Ends a batch that nobody answered in time: its VM went away.
-fn end_overdue_batch(record: &mut Record, round: &Round<'_>, ended: &mut Settled) {
+fn end_overdue_batch(
+    record: &mut Record,
+    round: &Round<'_>,
+    ended: &mut Settled,
+    accounts: &mut Accounts,
+) {
     if record.batch != 0 && record.batch_deadline <= round.terms.now.monotonic {
         let outcome = uncertain(round.terms.settings.uncertain);
         let units = record.settle(record.batch, outcome, round.terms.metrics, round.terms.now);
-        ended.count(outcome, units);
+        ended.count(outcome, units.sum());
+        accounts.settled(outcome, &units);
     }
 }
 

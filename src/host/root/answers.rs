@@ -2,7 +2,7 @@
 //! decided about.
 
 use super::{Call, Root, access, identification, lifetimes, settings};
-use crate::authorization::{Learned, Record, Slot, Verdict};
+use crate::authorization::{Learned, Outcome, Record, Slot, Units, Verdict};
 use crate::config::Unknown;
 use crate::credentials::Digest;
 use crate::host::abi;
@@ -13,7 +13,7 @@ use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{AuthorizeAnswer, ReportAnswer, ReportBody};
-use crate::usage::{Terms, push};
+use crate::usage::{Accounts, Terms, push};
 
 impl Root {
     /// Takes in the answer to a call.
@@ -53,8 +53,11 @@ impl Root {
                 }
             }
             Call::Uncached { service, units } => {
-                let acknowledged = matches!(answered.to_report(), ReportAnswer::Acknowledged);
-                self.settle_uncached(service, units, acknowledged, now);
+                let outcome = match answered.to_report() {
+                    ReportAnswer::Acknowledged => Outcome::Acknowledged,
+                    _ => Outcome::Lost,
+                };
+                self.settle_uncached(service, &units, outcome, now);
             }
         }
     }
@@ -183,18 +186,22 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) {
-        let Some(at_work) = self.services.get(index) else {
+        let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
         let batch = shared.random();
         let transactions = record.dispatch(batch, 0, usize::MAX, &at_work.service.metrics);
-        let units = transactions
-            .iter()
-            .flat_map(|transaction| &transaction.usage)
-            .fold(0_u64, |sum, (_, delta)| sum.saturating_add(*delta));
-        if units == 0 {
+        let mut units = Units::default();
+        for (metric, delta) in transactions.iter().flat_map(|it| &it.usage) {
+            units.add_named(&at_work.service.metrics, metric, *delta);
+        }
+        if units.is_empty() {
             return;
         }
+        let mut accounts = Accounts::default();
+        accounts.admitted(&units);
+        at_work.flusher.book(&accounts);
+        at_work.publish();
         let mut body = ReportBody::new(&access(&at_work.service));
         let written = push(&mut body, record.kind, &record.identity, &transactions);
         at_work.stats.count(Counter::ReportCalls);
@@ -215,15 +222,20 @@ impl Root {
                     },
                 );
             }
-            None => self.settle_uncached(index, units, false, now),
+            None => self.settle_uncached(index, &units, Outcome::Refused, now),
         }
     }
 
-    fn settle_uncached(&mut self, index: usize, units: u64, acknowledged: bool, now: Moment) {
+    fn settle_uncached(&mut self, index: usize, units: &Units, outcome: Outcome, now: Moment) {
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
-        if acknowledged {
+        let mut accounts = Accounts::default();
+        accounts.settled(outcome, units);
+        at_work.flusher.book(&accounts);
+        at_work.publish();
+        let units = units.sum();
+        if outcome == Outcome::Acknowledged {
             at_work.stats.add(Counter::UsageAcknowledged, units);
         } else {
             at_work.stats.add(Counter::UsageLostUncached, units);

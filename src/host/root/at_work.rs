@@ -7,7 +7,7 @@ use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
 use crate::host::local_reply::Reply;
 use crate::host::logger::Seldom;
-use crate::host::stats::{Counter, Stats};
+use crate::host::stats::{Counter, Stats, Sums};
 use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{Misconfiguration, ReportAnswer};
@@ -24,6 +24,7 @@ pub(super) struct AtWork {
     pub refresher: Refresher,
     pub leads: bool,
     pub stats: Stats,
+    pub sums: Sums,
     quiet: Quiet,
 }
 
@@ -48,6 +49,7 @@ impl AtWork {
             refresher: Refresher::new(scope),
             leads: false,
             stats: Stats::define(&service.id),
+            sums: Sums::define(&service.id, &service.metrics),
             quiet: Quiet::default(),
         }
     }
@@ -94,6 +96,7 @@ impl AtWork {
     }
 
     pub fn settled(&mut self, settled: Settled, now: Moment) {
+        self.publish();
         self.stats
             .add(Counter::UsageAcknowledged, settled.acknowledged);
         self.stats.add(Counter::UsageResent, settled.resent);
@@ -109,6 +112,18 @@ impl AtWork {
         if settled.too_old > 0 {
             self.lost(settled.too_old, "it is too old to be reported", now);
         }
+    }
+
+    /// Brings the sums up to date. What is in flight is the leader's to say.
+    pub fn publish(&mut self) {
+        let Some(accounts) = self.flusher.take_accounts() else {
+            return;
+        };
+        self.stats
+            .add(Counter::UsageAdmitted, accounts.admitted.sum());
+        self.sums.add(&accounts);
+        let in_flight = self.leads.then(|| self.flusher.in_flight());
+        self.sums.show(in_flight.as_ref());
     }
 
     pub fn lost(&mut self, units: u64, why: &str, now: Moment) {

@@ -13,7 +13,7 @@ use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Lifetimes, Slot};
+use crate::authorization::{Lifetimes, Slot, Units};
 use crate::config::{Configuration, Service};
 use crate::credentials::{Digest, Kind};
 use crate::mapping::Usage;
@@ -54,7 +54,7 @@ enum Call {
     /// Usage of requests that had no record.
     Uncached {
         service: usize,
-        units: u64,
+        units: Units,
     },
 }
 

@@ -36,6 +36,7 @@ impl Root {
             );
             if leads && !at_work.leads {
                 info!("leading service index {index}: this VM flushes and refreshes");
+                at_work.sums.show(Some(&at_work.flusher.in_flight()));
             }
             at_work.leads = leads;
             if !leads {

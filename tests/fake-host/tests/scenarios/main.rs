@@ -13,5 +13,6 @@ mod limits;
 mod refresh;
 mod refused;
 mod replies;
+mod sums;
 mod support;
 mod table;
