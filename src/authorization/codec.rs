@@ -22,7 +22,7 @@
 //! Then, without gaps: limits (51 bytes each: name, period, unsure, start, end, maximum,
 //! own, sent, foreign), ledgers (32: admitted, acknowledged, lost, published; one per
 //! name), usage
-//! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
+//! (34: name, hour, at, pending, in flight, settling), names (parent, length, text), identity.
 
 use super::limit::Limit;
 use super::names::Names;
@@ -119,7 +119,10 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     }
     for entry in &record.usage {
         out.extend_from_slice(&[entry.name, u8::from(entry.hour)]);
-        put_words(out, [entry.at, entry.pending, entry.in_flight]);
+        put_words(
+            out,
+            [entry.at, entry.pending, entry.in_flight, entry.settling],
+        );
     }
     for index in (0_u8..).take(record.names.len()) {
         let text = record.names.bytes(index);
@@ -208,13 +211,14 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     record.usage.clear();
     for _ in 0..usage {
         let [name, hour] = reader.bytes()?;
-        let [at, pending, in_flight] = reader.words()?;
+        let [at, pending, in_flight, settling] = reader.words()?;
         record.usage.push(Entry {
             name: named(name)?,
             hour: hour != 0,
             at,
             pending,
             in_flight,
+            settling,
         });
     }
     record.names.clear();
@@ -386,7 +390,7 @@ mod properties {
                 record.settle(3, Outcome::Acknowledged, &metrics, at(1));
                 record.give_up_unreportable(&metrics, at(1));
                 record.publish(&metrics);
-                let _ = record.may_give_way();
+                let _ = record.may_give_way(at(1));
                 encode(&record, &mut bytes);
             }
         }

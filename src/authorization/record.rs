@@ -24,6 +24,8 @@ const MINUTES_KEPT_SECONDS: u64 = 180;
 /// How long after an acknowledgement a read of the backend's counters includes the
 /// batch. The backend applies reports late; no bound is promised, this is generous.
 const SETTLED_MILLISECONDS: u64 = 5_000;
+/// Entries of usage that is only kept until it has settled, about.
+const MOST_SETTLING: usize = 16;
 /// How long ago a worker may have read its clock when it writes.
 const LATE_READING_SECONDS: u64 = 60;
 /// Limits of a record: their number is one byte in the layout.
@@ -99,6 +101,18 @@ pub struct Entry {
     pub pending: u64,
     /// Sent in the record's batch and not yet answered.
     pub in_flight: u64,
+    /// Acknowledged so lately that the backend may not have applied it yet.
+    pub settling: u64,
+}
+
+impl Entry {
+    const fn is_acknowledged(&self) -> bool {
+        self.pending == 0 && self.in_flight == 0
+    }
+
+    const fn is_over(&self) -> bool {
+        self.pending == 0 && self.in_flight == 0 && self.settling == 0
+    }
 }
 
 /// Usage of one minute or hour, as one transaction of a report.
@@ -235,10 +249,13 @@ impl Record {
 
     /// Whether the slot may be given to somebody else without losing usage or
     /// the exactness of a limit: nothing unacknowledged, and what was reported has
-    /// been seen in a later answer.
+    /// been seen in a later answer; or, where there is no limit, would be in an answer of now,
+    /// which could bring one.
     #[must_use]
-    pub fn may_give_way(&self) -> bool {
+    pub fn may_give_way(&self, now: Moment) -> bool {
+        let settling = self.usage.iter().any(|entry| entry.settling > 0);
         self.batch == 0
+            && (!settling || self.is_settled(now))
             && self
                 .usage
                 .iter()
@@ -382,6 +399,7 @@ impl Record {
             at: minute,
             pending: delta,
             in_flight: 0,
+            settling: 0,
         });
     }
 
@@ -403,6 +421,7 @@ impl Record {
                     sum.at = sum.at.max(entry.at);
                     sum.pending = sum.pending.saturating_add(entry.pending);
                     sum.in_flight = sum.in_flight.saturating_add(entry.in_flight);
+                    sum.settling = sum.settling.saturating_add(entry.settling);
                 }
                 None => self.usage.push(Entry {
                     hour: true,
@@ -484,6 +503,7 @@ impl Record {
         if self.batch != batch || batch == 0 {
             return units;
         }
+        let settled = now.monotonic > self.acknowledged_at.saturating_add(SETTLED_MILLISECONDS);
         for index in 0..self.usage.len() {
             let Some(entry) = self.usage.get(index).copied() else {
                 break;
@@ -514,12 +534,24 @@ impl Record {
             }
             if let Some(entry) = self.usage.get_mut(index) {
                 entry.in_flight = 0;
+                if settled {
+                    entry.settling = 0;
+                }
+                if outcome == Outcome::Acknowledged {
+                    entry.settling = entry.settling.saturating_add(count);
+                }
                 if matches!(outcome, Outcome::Returned | Outcome::Resent) {
                     entry.pending = entry.pending.saturating_add(count);
                 }
             }
         }
-        self.usage.retain(|entry| entry.pending > 0);
+        self.usage.retain(|entry| !entry.is_over());
+        // Where batches come faster than they settle, minutes would stay for ever.
+        while self.usage.len() > MOST_SETTLING
+            && let Some(oldest) = self.usage.iter().position(Entry::is_acknowledged)
+        {
+            self.usage.remove(oldest);
+        }
         self.batch = 0;
         self.batch_deadline = 0;
         if outcome == Outcome::Acknowledged {
@@ -547,8 +579,7 @@ impl Record {
                 ledger.lost = ledger.lost.saturating_add(count);
             }
         }
-        self.usage
-            .retain(|entry| entry.pending > 0 || entry.in_flight > 0);
+        self.usage.retain(|entry| !entry.is_over());
         units
     }
 
@@ -645,6 +676,9 @@ impl Record {
         self.add_configured_parents(&mut parents, metrics);
         self.names.set_parents(&parents);
         let settled = self.is_settled(now);
+        if settled {
+            self.forget_settled_usage();
+        }
         let mut limits = Vec::with_capacity(reported.len());
         for (name, report) in reported {
             let known = self
@@ -659,6 +693,14 @@ impl Record {
         }
         self.limits = limits;
         Ok(())
+    }
+
+    /// An answer of now has in its counts all that was acknowledged.
+    fn forget_settled_usage(&mut self) {
+        for entry in &mut self.usage {
+            entry.settling = 0;
+        }
+        self.usage.retain(|entry| !entry.is_over());
     }
 
     /// Makes room for names: of the old ones only those stay that have unacknowledged
@@ -730,7 +772,8 @@ impl Record {
     }
 
     /// A limit that the record does not yet follow: what is not acknowledged counts
-    /// as ours, whatever else the backend has counted as others'.
+    /// as ours, and so does what was, but may not be in the backend's count yet; whatever else
+    /// that has is others'.
     fn new_limit(
         &self,
         name: u8,
@@ -748,10 +791,9 @@ impl Record {
         for entry in &self.usage {
             let counts = self.counts_for(entry.name, metrics) & Names::bit(name) != 0;
             if counts && window.contains(entry.at) {
-                own = own
-                    .saturating_add(entry.pending)
-                    .saturating_add(entry.in_flight);
-                sent = sent.saturating_add(entry.in_flight);
+                let gone = entry.in_flight.saturating_add(entry.settling);
+                own = own.saturating_add(entry.pending).saturating_add(gone);
+                sent = sent.saturating_add(gone);
             }
         }
         let foreign = if window == report.window {

@@ -91,6 +91,71 @@ fn a_late_reading_of_the_clock_counts_in_the_window_that_another_worker_has_open
     assert_eq!(sent, [(end - 60, 1), (end, 2)]);
 }
 
+/// A record without limits, of which 5 hits were reported and acknowledged at second 1.
+fn acknowledged(metrics: &Metrics) -> Record {
+    let mut record = record(&known(vec![]), metrics);
+    let five = usage(metrics, &[("hits", 5)]);
+    record.admit(&five, metrics, at(0)).unwrap();
+    record.dispatch(7, 10_000, 10, metrics);
+    record.settle(7, Outcome::Acknowledged, metrics, at(1_000));
+    record
+}
+
+#[test]
+fn a_limit_that_appears_right_after_an_acknowledgement_counts_what_was_acknowledged() {
+    let metrics = metrics(false);
+    for (current, count) in [(0, 5), (3, 5), (5, 5), (8, 8)] {
+        let mut record = acknowledged(&metrics);
+        let plan = known(vec![limit("hits", Period::Minute, 9, current, at(2_000))]);
+        record
+            .refresh(&plan, &metrics, at(2_000), TTL, STALE)
+            .unwrap();
+        assert_eq!(
+            known_count(&record, "hits"),
+            count,
+            "the backend has {current}"
+        );
+    }
+    // Later, the backend has all of it.
+    let mut record = acknowledged(&metrics);
+    let plan = known(vec![limit("hits", Period::Minute, 9, 5, at(7_000))]);
+    record
+        .refresh(&plan, &metrics, at(7_000), TTL, STALE)
+        .unwrap();
+    assert_eq!(known_count(&record, "hits"), 5);
+}
+
+#[test]
+fn a_record_without_limits_stays_until_the_backend_has_what_it_acknowledged() {
+    let metrics = metrics(false);
+    let record = acknowledged(&metrics);
+    assert!(!record.may_give_way(at(1_500)));
+    assert!(record.may_give_way(at(6_001)));
+}
+
+#[test]
+fn what_was_acknowledged_is_forgotten_in_time() {
+    let metrics = metrics(false);
+    let mut record = acknowledged(&metrics);
+    let one = usage(&metrics, &[("hits", 1)]);
+    for number in 0..10_u64 {
+        let now = at(60_000 * (number + 1));
+        record.admit(&one, &metrics, now).unwrap();
+        record.dispatch(number + 8, u64::MAX, 10, &metrics);
+        record.settle(number + 8, Outcome::Acknowledged, &metrics, now);
+        assert!(record.usage.len() <= 2, "{:?}", record.usage);
+    }
+    // Batches every second, for an hour: none has settled before the next.
+    for number in 0..3_600_u64 {
+        let now = at(1_000_000 + 1_000 * number);
+        record.admit(&one, &metrics, now).unwrap();
+        record.dispatch(number + 100, u64::MAX, 10, &metrics);
+        record.settle(number + 100, Outcome::Acknowledged, &metrics, now);
+        assert!(record.usage.len() <= 20, "{:?}", record.usage);
+    }
+    assert_conserved(&record);
+}
+
 #[test]
 fn what_others_used_counts() {
     let metrics = metrics(false);
@@ -668,23 +733,23 @@ fn a_record_gives_way_only_when_nothing_of_it_can_be_lost() {
     let metrics = metrics(false);
     let answer = |now| known(vec![limit("hits", Period::Day, 10, 0, now)]);
     let mut record = record(&answer(at(0)), &metrics);
-    assert!(record.may_give_way());
+    assert!(record.may_give_way(at(200_000)));
     record
         .admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(0))
         .unwrap();
-    assert!(!record.may_give_way(), "pending");
+    assert!(!record.may_give_way(at(200_000)), "pending");
     record.dispatch(7, 9, 10, &metrics);
-    assert!(!record.may_give_way(), "in flight");
+    assert!(!record.may_give_way(at(200_000)), "in flight");
     record.settle(7, Outcome::Acknowledged, &metrics, at(1));
     assert!(
-        !record.may_give_way(),
+        !record.may_give_way(at(200_000)),
         "acknowledged, and perhaps not yet applied"
     );
     let settled = at(1 + SETTLED_MILLISECONDS + 1);
     record
         .refresh(&answer(settled), &metrics, settled, TTL, STALE)
         .unwrap();
-    assert!(record.may_give_way());
+    assert!(record.may_give_way(at(200_000)));
 }
 
 #[test]
