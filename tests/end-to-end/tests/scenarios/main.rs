@@ -3,6 +3,7 @@
 
 mod accounting;
 mod configuration;
+mod faults;
 mod hostile;
 mod limits;
 mod observability;
@@ -10,3 +11,4 @@ mod outage;
 mod reload;
 mod replies;
 mod waiting;
+mod windows;
