@@ -21,8 +21,9 @@
 //! | 100 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
 //! Then, without gaps: limits (51 bytes each: name, period, unsure, start, end, maximum,
-//! own, sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
-//! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
+//! own, sent, foreign), ledgers (32: admitted, acknowledged, lost, published; one per
+//! name), usage
+//! (34: name, hour, at, pending, in flight, settling), names (parent, length, text), identity.
 
 use super::keys::Keys;
 use super::limit::Limit;
@@ -54,15 +55,17 @@ const COUNTS: usize = 96;
 const HEADER: usize = 104;
 const LIMIT: usize = 51;
 /// Offsets in a limit; at 0 is its name.
+pub const LIMIT_START: usize = 3;
+/// See [`LIMIT_START`].
 pub const LIMIT_END: usize = 11;
-/// See [`LIMIT_END`].
+/// See [`LIMIT_START`].
 pub const LIMIT_MAXIMUM: usize = 19;
-/// See [`LIMIT_END`].
+/// See [`LIMIT_START`].
 pub const LIMIT_OWN: usize = 27;
-/// See [`LIMIT_END`].
+/// See [`LIMIT_START`].
 pub const LIMIT_FOREIGN: usize = 43;
-const LEDGER: usize = 24;
-const USAGE: usize = 26;
+const LEDGER: usize = 32;
+const USAGE: usize = 34;
 /// Offsets in an entry of usage; at 0 is its name.
 pub const USAGE_HOUR: usize = 1;
 /// See [`USAGE_HOUR`].
@@ -207,11 +210,22 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     let without = Ledger::default();
     for index in 0..record.names.len() {
         let ledger = record.ledger.get(index).unwrap_or(&without);
-        put_words(out, [ledger.admitted, ledger.acknowledged, ledger.lost]);
+        put_words(
+            out,
+            [
+                ledger.admitted,
+                ledger.acknowledged,
+                ledger.lost,
+                ledger.published,
+            ],
+        );
     }
     for entry in &record.usage {
         out.extend_from_slice(&[entry.name, u8::from(entry.hour)]);
-        put_words(out, [entry.at, entry.pending, entry.in_flight]);
+        put_words(
+            out,
+            [entry.at, entry.pending, entry.in_flight, entry.settling],
+        );
     }
     for index in (0_u8..).take(record.names.len()) {
         let text = record.names.bytes(index);
@@ -292,23 +306,25 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     }
     record.ledger.clear();
     for _ in 0..names {
-        let [admitted, acknowledged, lost] = reader.words()?;
+        let [admitted, acknowledged, lost, published] = reader.words()?;
         record.ledger.push(Ledger {
             admitted,
             acknowledged,
             lost,
+            published,
         });
     }
     record.usage.clear();
     for _ in 0..usage {
         let [name, hour] = reader.bytes()?;
-        let [at, pending, in_flight] = reader.words()?;
+        let [at, pending, in_flight, settling] = reader.words()?;
         record.usage.push(Entry {
             name: named(name)?,
             hour: hour != 0,
             at,
             pending,
             in_flight,
+            settling,
         });
     }
     record.names.clear();
@@ -484,8 +500,9 @@ mod properties {
                 record.settle(record.batch, Outcome::Returned, &metrics, at(0));
                 record.dispatch(3, u64::MAX, 10, &metrics);
                 record.settle(3, Outcome::Acknowledged, &metrics, at(1));
-                record.give_up_unreportable(at(1));
-                let _ = record.may_give_way();
+                record.give_up_unreportable(&metrics, at(1));
+                record.publish(&metrics);
+                let _ = record.may_give_way(at(1));
                 encode(&record, &mut bytes);
             }
         }

@@ -8,6 +8,7 @@
 
 use super::codec::{self, DENIAL, DIGEST, FRESH_UNTIL, KEYS, LAST_USED, STATE, Sections};
 use super::keys::Keys;
+use super::record::LATE_READING_SECONDS;
 use crate::credentials::Digest;
 use crate::mapping::{MetricId, Metrics, Usage};
 use crate::moment::Moment;
@@ -65,6 +66,7 @@ fn plan(
     if !mine {
         return None;
     }
+    let minute = minute_of(bytes, sections, now)?;
     let mut charges = [None; MOST_METRICS];
     let mut free = charges.iter_mut();
     for (metric, delta) in usage.iter() {
@@ -73,7 +75,7 @@ fn plan(
             name,
             delta,
             counts_for: counts_for(bytes, sections, name, metric, metrics)?,
-            pending: pending(bytes, sections, name, now.minute())?,
+            pending: pending(bytes, sections, name, minute)?,
         });
     }
     for limit in sections.limits() {
@@ -161,6 +163,19 @@ fn with_ancestors(bytes: &[u8], sections: Sections, name: usize, mut set: u64) -
         }
         next = usize::from(parent);
     }
+}
+
+/// As [`super::record::Record`] has it: the minute that usage of now is reported at.
+fn minute_of(bytes: &[u8], sections: Sections, now: Moment) -> Option<u64> {
+    let latest = now.seconds().saturating_add(LATE_READING_SECONDS);
+    let mut minute = now.minute();
+    for limit in sections.limits() {
+        let start = word(bytes, limit.checked_add(codec::LIMIT_START)?)?;
+        if start <= latest {
+            minute = minute.max(start);
+        }
+    }
+    Some(minute)
 }
 
 /// Where the pending usage of a metric in this minute stands, if there is any: the first
@@ -255,13 +270,14 @@ mod properties {
             with_limits: bool,
             hierarchy: bool,
             maximum in 0_u64..40,
-            requests in proptest::collection::vec((cost(), 0_u64..20_000, 0..10), 1..40),
+            requests in proptest::collection::vec((cost(), -8_000_i64..20_000, 0..10), 1..40),
         ) {
             let metrics = metrics(hierarchy);
             let mut record = record(with_limits, hierarchy, maximum);
-            let mut now = 0;
+            let mut now = 0_u64;
             for (cost, later, event) in requests {
-                now += later;
+                // A worker that read its clock earlier may come later.
+                now = now.saturating_add_signed(later);
                 match event {
                     0 => { record.dispatch(now + 1, u64::MAX, 9, &metrics); }
                     1 => { record.denial = Some(crate::service_management::Denial::ApplicationNotActive); }

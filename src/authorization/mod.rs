@@ -29,6 +29,7 @@ mod strangers;
 mod table;
 #[cfg(test)]
 mod testing;
+mod units;
 
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
 pub use breaker::{Breaker, Passage, Turn};
@@ -46,3 +47,4 @@ pub use refresh::{Question, Refresher, backoff};
 pub use shown::{Asked, Referrer, Shown};
 pub use strangers::Strangers;
 pub use table::{Change, Slot, Table, TableError};
+pub use units::Units;

@@ -301,7 +301,7 @@ impl Table {
                     vacant = vacant.or(Some((slot, token)));
                     continue;
                 }
-                State::Live if self.record.may_give_way() => self.record.last_used,
+                State::Live if self.record.may_give_way(now) => self.record.last_used,
                 State::Live => continue,
             };
             if oldest.is_none_or(|(best, ..)| used < best) {

@@ -218,6 +218,7 @@ mod imports {
         ) -> u32;
         pub fn proxy_increment_metric(id: u32, offset: i64) -> u32;
         pub fn proxy_record_metric(id: u32, value: u64) -> u32;
+        pub fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
     }
 
     // The standard library has no absolute monotonic time, and lifetimes are
@@ -540,6 +541,14 @@ pub fn increment_metric(id: u32, by: i64) {
 pub fn record_metric(id: u32, value: u64) {
     // SAFETY: no pointers. An unknown id is refused by the host and harms nobody.
     let _ = unsafe { imports::proxy_record_metric(id, value) };
+}
+
+/// The value of a counter or gauge, of the whole process.
+pub fn get_metric(id: u32) -> HostResult<u64> {
+    let mut value = 0;
+    // SAFETY: the out-pointer is valid for the call.
+    checked(unsafe { imports::proxy_get_metric(id, &raw mut value) })?;
+    Ok(value)
 }
 
 /// Serializes header pairs as the ABI has them: count, then both lengths of each

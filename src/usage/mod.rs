@@ -1,8 +1,11 @@
 //! From admitted usage to acknowledged usage: who sends it, in which batches, and
 //! what becomes of it when the answer is late, lost or no.
 
+mod accounts;
 mod flush;
 mod lease;
+mod suspects;
 
+pub use accounts::Accounts;
 pub use flush::{Flusher, Report, Settings, Settled, Terms, push, wants_flush};
 pub use lease::{Candidate, lead};

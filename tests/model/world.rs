@@ -469,7 +469,13 @@ impl<'a> World<'a> {
         if admitted {
             of.latest = second;
             of.own.count(&self.hierarchy, usage, second, 1);
-            let minute = now.seconds() - now.seconds() % 60;
+            // A worker whose clock is a little late reports in the window that is open.
+            let starts = of
+                .heard
+                .iter()
+                .map(|limit| model::start(limit.period, second));
+            let open = starts.filter(|start| *start <= now.seconds() + 60).max();
+            let minute = (now.seconds() - now.seconds() % 60).max(open.unwrap_or(0));
             of.expected.count(&self.hierarchy, usage, minute, 1);
             let old = of
                 .open
@@ -893,7 +899,7 @@ impl<'a> World<'a> {
         prop_assert_eq!(self.settled.resent, resent, "(iii) counted as resent");
         prop_assert_eq!(self.settled.dropped, dropped, "(iii) counted as dropped");
         prop_assert_eq!(
-            self.settled.dropped + self.settled.too_old,
+            self.settled.dropped + self.settled.too_old + self.settled.refused,
             lost,
             "(iii) counted as lost"
         );

@@ -3,7 +3,7 @@
 
 use super::basis::Basis;
 use super::{Call, Root, Waiting, access, identification, lifetimes, settings};
-use crate::authorization::{Landing, Learned, Question, Record};
+use crate::authorization::{Landing, Learned, Outcome, Question, Record, Units};
 use crate::credentials::{Digest, Kind};
 use crate::host::calls::{self, Answered};
 use crate::host::clock;
@@ -12,7 +12,7 @@ use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{AuthorizeAnswer, Denial, ReportAnswer, ReportBody};
-use crate::usage::{Terms, push};
+use crate::usage::{Accounts, Terms, push};
 
 /// Questions after the first with which an application's keys are found out.
 const MOST_ATTEMPTS: u8 = 2;
@@ -46,8 +46,11 @@ impl Root {
                 }
             }
             Call::Uncached { service, units } => {
-                let acknowledged = matches!(answered.to_report(), ReportAnswer::Acknowledged);
-                self.settle_uncached(service, units, acknowledged, now);
+                let outcome = match answered.to_report() {
+                    ReportAnswer::Acknowledged => Outcome::Acknowledged,
+                    _ => Outcome::Lost,
+                };
+                self.settle_uncached(service, &units, outcome, now);
             }
         }
     }
@@ -184,18 +187,22 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) {
-        let Some(at_work) = self.services.get(index) else {
+        let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
         let batch = shared.random();
         let transactions = record.dispatch(batch, 0, usize::MAX, &at_work.service.metrics);
-        let units = transactions
-            .iter()
-            .flat_map(|transaction| &transaction.usage)
-            .fold(0_u64, |sum, (_, delta)| sum.saturating_add(*delta));
-        if units == 0 {
+        let mut units = Units::default();
+        for (metric, delta) in transactions.iter().flat_map(|it| &it.usage) {
+            units.add_named(&at_work.service.metrics, metric, *delta);
+        }
+        if units.is_empty() {
             return;
         }
+        let mut accounts = Accounts::default();
+        accounts.admitted(&units);
+        at_work.flusher.book(&accounts);
+        at_work.publish();
         let mut body = ReportBody::new(&access(&at_work.service));
         let written = push(&mut body, record.kind, &record.identity, &transactions);
         at_work.stats.count(Counter::ReportCalls);
@@ -216,15 +223,20 @@ impl Root {
                     },
                 );
             }
-            None => self.settle_uncached(index, units, false, now),
+            None => self.settle_uncached(index, &units, Outcome::Refused, now),
         }
     }
 
-    fn settle_uncached(&mut self, index: usize, units: u64, acknowledged: bool, now: Moment) {
+    fn settle_uncached(&mut self, index: usize, units: &Units, outcome: Outcome, now: Moment) {
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
-        if acknowledged {
+        let mut accounts = Accounts::default();
+        accounts.settled(outcome, units);
+        at_work.flusher.book(&accounts);
+        at_work.publish();
+        let units = units.sum();
+        if outcome == Outcome::Acknowledged {
             at_work.stats.add(Counter::UsageAcknowledged, units);
         } else {
             at_work.stats.add(Counter::UsageLostUncached, units);

@@ -7,7 +7,7 @@ use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
 use crate::host::local_reply::{Reply, waiting_wants_grpc};
 use crate::host::logger::Seldom;
-use crate::host::stats::{Counter, Stats};
+use crate::host::stats::{Counter, Stats, Sums};
 use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{Endpoint, Misconfiguration, ReportAnswer};
@@ -24,6 +24,7 @@ pub(super) struct AtWork {
     pub refresher: Refresher,
     pub leads: bool,
     pub stats: Stats,
+    pub sums: Sums,
     quiet: Quiet,
 }
 
@@ -63,6 +64,7 @@ impl AtWork {
             refresher: Refresher::new(scope),
             leads: false,
             stats: Stats::define(&service.id),
+            sums: Sums::define(&service.id, &service.metrics),
             quiet: Quiet::default(),
         }
     }
@@ -156,17 +158,34 @@ impl AtWork {
     }
 
     pub fn settled(&mut self, settled: Settled, now: Moment) {
+        self.publish();
         self.stats
             .add(Counter::UsageAcknowledged, settled.acknowledged);
         self.stats.add(Counter::UsageResent, settled.resent);
         self.stats.add(Counter::UsageLostUncertain, settled.dropped);
         self.stats.add(Counter::UsageLostTooOld, settled.too_old);
+        self.stats.add(Counter::UsageLostRefused, settled.refused);
+        if settled.refused > 0 {
+            self.lost(settled.refused, "service management refuses it", now);
+        }
         if settled.dropped > 0 {
             self.lost(settled.dropped, "its report had no certain answer", now);
         }
         if settled.too_old > 0 {
             self.lost(settled.too_old, "it is too old to be reported", now);
         }
+    }
+
+    /// Brings the sums up to date. What is in flight is the leader's to say.
+    pub fn publish(&mut self) {
+        let Some(accounts) = self.flusher.take_accounts() else {
+            return;
+        };
+        self.stats
+            .add(Counter::UsageAdmitted, accounts.admitted.sum());
+        self.sums.add(&accounts);
+        let in_flight = self.leads.then(|| self.flusher.in_flight());
+        self.sums.show(in_flight.as_ref());
     }
 
     pub fn lost(&mut self, units: u64, why: &str, now: Moment) {
@@ -183,8 +202,8 @@ impl AtWork {
         self.stats.count(Counter::Misconfigured);
         if let Some(withheld) = self.quiet.misconfigured.due(now.monotonic) {
             error!(
-                "service {}: service management refuses this gateway: {}. Callers get 503, known \
-                 applications go on ({withheld} such lines withheld)",
+                "service {}: service management refuses this gateway: {}. New callers get 503, known \
+                 applications go on, their usage waits ({withheld} such lines withheld)",
                 self.service.id,
                 what.as_str()
             );
@@ -209,6 +228,12 @@ impl AtWork {
             ReportAnswer::NotDelivered(_) => Counter::ReportsNotDelivered,
             ReportAnswer::Uncertain(_) => Counter::ReportsUncertain,
         });
+        if let ReportAnswer::Refused { why, .. } = answer
+            && !why.may_lie_in_one_transaction()
+        {
+            self.misconfigured(*why, now);
+            return;
+        }
         if let Some(withheld) = self.quiet.report.due(now.monotonic) {
             warn!(
                 "service {}: a report was not acknowledged: {answer:?}. What becomes of its usage is \

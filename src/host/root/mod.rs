@@ -20,7 +20,7 @@ use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Asked, Breaker, Budget, Lifetimes, Question};
+use crate::authorization::{Asked, Breaker, Budget, Lifetimes, Question, Units};
 use crate::config::{self, Configuration, Replies, Service};
 use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
@@ -72,7 +72,7 @@ enum Call {
     /// Usage of requests that had no record.
     Uncached {
         service: usize,
-        units: u64,
+        units: Units,
     },
 }
 

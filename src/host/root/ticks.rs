@@ -37,8 +37,14 @@ impl Root {
             );
             if leads && !at_work.leads {
                 info!("leading service index {index}: this VM flushes and refreshes");
+                at_work.sums.show(Some(&at_work.flusher.in_flight()));
             }
             at_work.leads = leads;
+            if !leads {
+                at_work
+                    .flusher
+                    .hand_over(&shared.data, &shared.applications);
+            }
             if leads {
                 at_work
                     .refresher

@@ -3,6 +3,7 @@
 
 mod accounting;
 mod configuration;
+mod faults;
 mod hostile;
 mod limits;
 mod observability;
@@ -12,3 +13,4 @@ mod replies;
 mod services;
 mod single_flight;
 mod waiting;
+mod windows;

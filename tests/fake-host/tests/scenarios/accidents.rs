@@ -223,7 +223,7 @@ fn compare_and_set_that_never_succeeds_admits_nobody() {
     behaved(&envoy);
 }
 
-const FUNCTIONS: [&str; 18] = [
+const FUNCTIONS: [&str; 19] = [
     "proxy_log",
     "proxy_get_log_level",
     "proxy_get_current_time_nanoseconds",
@@ -241,6 +241,7 @@ const FUNCTIONS: [&str; 18] = [
     "proxy_define_metric",
     "proxy_increment_metric",
     "proxy_record_metric",
+    "proxy_get_metric",
     "proxy_set_effective_context",
 ];
 const STATUSES: [u32; 5] = [1, 2, 8, 10, u32::MAX];

@@ -8,6 +8,7 @@
 mod accidents;
 mod asking;
 mod credentials;
+mod exact;
 mod flights;
 mod floods;
 mod flush;
@@ -15,8 +16,10 @@ mod keys;
 mod limits;
 mod quotas;
 mod refresh;
+mod refused;
 mod replies;
 mod sharing;
+mod sums;
 mod support;
 mod table;
 mod worded;
