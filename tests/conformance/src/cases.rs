@@ -54,11 +54,45 @@ impl Consumer {
     }
 }
 
+/// How the gateway is configured to know the applications of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By a `user_key`.
+    UserKey,
+    /// By an `app_id`, and an `app_key`.
+    AppId,
+    /// The same, for a service with OAuth.
+    Oauth,
+}
+
+impl Mode {
+    /// The right one for a service.
+    #[must_use]
+    pub fn of(service: &Service) -> Self {
+        match service.backend_version.as_str() {
+            "1" => Self::UserKey,
+            "oauth" => Self::Oauth,
+            _ => Self::AppId,
+        }
+    }
+
+    /// The parameter that names an application.
+    #[must_use]
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::UserKey => "user_key",
+            Self::AppId | Self::Oauth => "app_id",
+        }
+    }
+}
+
 /// A request, and the question about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
     /// The service's id.
     pub service: String,
+    /// How the gateway takes it.
+    pub mode: Mode,
     /// Whose limits it counts against, if it is let in.
     pub application: Option<String>,
     /// Who makes it.
@@ -82,9 +116,27 @@ impl Case {
         format!("/{}/{number}", segment(&self.usage))
     }
 
+    /// Whether the request has what the gateway looks for.
+    #[must_use]
+    pub fn has_credential(&self) -> bool {
+        self.consumer.shows(self.mode.id())
+    }
+
+    /// The same as the gateway understands it, if that is not the same to the backend: of
+    /// other ids than the service's nothing is seen, and what is blank is not there.
+    #[must_use]
+    pub fn understood(&self) -> Option<Self> {
+        let mut understood = self.clone();
+        understood.consumer.credentials.retain(|(name, value)| {
+            let is_other = ["user_key", "app_id"].contains(name) && *name != self.mode.id();
+            !is_other && !value.trim().is_empty()
+        });
+        (self.has_credential() && understood != *self).then_some(understood)
+    }
+
     /// What the backend would decide: this usage, predicted.
     #[must_use]
-    pub fn question(&self, token: &str, oauth: bool) -> Sent {
+    pub fn question(&self, token: &str) -> Sent {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query
             .append_pair("service_token", token)
@@ -96,10 +148,9 @@ impl Case {
         for (metric, delta) in &self.usage {
             query.append_pair(&format!("usage[{metric}]"), &delta.to_string());
         }
-        let endpoint = if oauth {
-            "oauth_authorize"
-        } else {
-            "authorize"
+        let endpoint = match self.mode {
+            Mode::Oauth => "oauth_authorize",
+            Mode::UserKey | Mode::AppId => "authorize",
         };
         let target = format!("/transactions/{endpoint}.xml?{}", query.finish());
         let options = ("3scale-options", "rejection_reason_header=1");
@@ -161,15 +212,14 @@ pub fn host(service: &str) -> String {
 
 /// The gateway's configuration for a service: its mode, its metrics, and a rule for each usage.
 #[must_use]
-pub fn configuration(data: &Data, id: &str, service: &Service, token: &str) -> Value {
-    let credentials = if by_user_key(service) {
-        json!({ "user_key": [{ "query": "user_key" }] })
-    } else {
-        json!({
+pub fn configuration(data: &Data, id: &str, service: &Service, mode: Mode, token: &str) -> Value {
+    let credentials = match mode {
+        Mode::UserKey => json!({ "user_key": [{ "query": "user_key" }] }),
+        Mode::AppId | Mode::Oauth => json!({
             "app_id": [{ "query": "app_id" }],
             "app_key": [{ "query": "app_key" }],
             "referrer": service.referrer_filters_required,
-        })
+        }),
     };
     let metrics: BTreeMap<_, _> = data
         .metrics
@@ -183,18 +233,15 @@ pub fn configuration(data: &Data, id: &str, service: &Service, token: &str) -> V
         .iter()
         .map(|usage| json!({ "pattern": format!("/{}/", segment(usage)), "usage": usage, "last": true }))
         .collect();
-    let mut configuration = json!({
+    json!({
         "id": id,
         "token": token,
+        "oauth": mode == Mode::Oauth,
         "hosts": [host(id)],
         "credentials": credentials,
         "metrics": metrics,
         "mapping_rules": rules,
-    });
-    if service.backend_version == "oauth" {
-        configuration["oauth"] = json!(true);
-    }
-    configuration
+    })
 }
 
 /// A rule for a metric that the service does not have.
@@ -205,7 +252,7 @@ pub fn rule_of_unknown_metric() -> Value {
 }
 
 fn by_user_key(service: &Service) -> bool {
-    service.backend_version == "1"
+    Mode::of(service) == Mode::UserKey
 }
 
 /// Who may make requests for an application of this service: rightly, the first, and wrongly.
@@ -213,9 +260,14 @@ fn by_user_key(service: &Service) -> bool {
 #[must_use]
 pub fn consumers_of(service: &Service, id: &str, application: &Application) -> Vec<Consumer> {
     if by_user_key(service) {
-        let keys = application.user_key.iter();
-        let right = |key: &String| Consumer::new(id, &[("user_key", key)]);
-        return keys.map(right).collect();
+        let Some(key) = &application.user_key else {
+            return Vec::new();
+        };
+        let both = [("user_key", key.as_str()), ("app_id", id)];
+        return vec![
+            Consumer::new(id, &[("user_key", key)]),
+            Consumer::new(format!("{id}, and an app_id"), &both),
+        ];
     }
     let with = |what: &str, key: &str| {
         Consumer::new(format!("{id}, {what}"), &[("app_id", id), ("app_key", key)])
@@ -225,13 +277,28 @@ pub fn consumers_of(service: &Service, id: &str, application: &Application) -> V
         .zip(&application.app_keys)
         .map(|(number, key)| with(&format!("key {number}"), key))
         .collect();
-    consumers.extend([bare, with("a wrong key", "wrong"), with("an empty key", "")]);
+    consumers.extend([
+        bare,
+        with("a wrong key", "wrong"),
+        with("an empty key", ""),
+        with("a key with parameters after it", "k1&usage[hits]=0"),
+    ]);
     consumers.extend(
         application
             .app_keys
             .first()
             .map(|key| with("a key in capitals", &key.to_uppercase())),
     );
+    consumers.extend(
+        application
+            .app_keys
+            .last()
+            .map(|key| with("a key with spaces around it", &format!(" {key} "))),
+    );
+    let mut both = consumers.first().cloned().unwrap_or_default();
+    both.label = format!("{id}, and a user_key");
+    both.credentials.push(("user_key", "key1".to_owned()));
+    consumers.push(both);
     let looks_at_referrer = service.referrer_filters_required;
     if looks_at_referrer && !application.referrer_filters.is_empty() {
         let base = consumers.first().cloned().unwrap_or_default();
@@ -347,16 +414,36 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_sees_no_other_ids_and_nothing_blank() {
+        let case = |credentials| Case {
+            service: "1".to_owned(),
+            mode: Mode::Oauth,
+            application: None,
+            consumer: Consumer::new("", credentials),
+            usage: Usage::new(),
+        };
+        let both = [("app_id", "a"), ("user_key", "u"), ("app_key", " ")];
+        assert_eq!(case(&both).understood(), Some(case(&[("app_id", "a")])));
+        assert_eq!(
+            case(&[("app_id", "a"), ("app_key", "k")]).understood(),
+            None
+        );
+        // Nothing is left to ask about.
+        assert_eq!(case(&[("user_key", "u")]).understood(), None);
+    }
+
+    #[test]
     fn a_question_says_what_the_request_says() {
         let case = Case {
             service: "1".to_owned(),
+            mode: Mode::Oauth,
             application: None,
             consumer: Consumer::new("", &[("app_id", "a&b"), ("app_key", "k")]).with_referrer("r"),
             usage: Usage::from([("m".to_owned(), 2)]),
         };
         assert_eq!(case.target(7), "/m-2/7?app_id=a%26b&app_key=k");
         assert_eq!(
-            case.question("t", true).target,
+            case.question("t").target,
             "/transactions/oauth_authorize.xml?service_token=t&service_id=1&app_id=a%26b\
              &app_key=k&referrer=r&usage%5Bm%5D=2"
         );

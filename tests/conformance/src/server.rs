@@ -122,7 +122,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds at either end of a minute in which nothing is begun: clocks differ.
 const MARGIN: u64 = 2;
 /// So much of a minute must be left for what lies within one.
-const ROOM: u64 = 15;
+const ROOM: u64 = 6;
 
 /// A backend behind a URL, real or not, by its protocol alone: usage is taken away by
 /// setting it to 0, and settled when a mark set after it shows.
