@@ -4,8 +4,9 @@
 //! Apart from the table so that the rules of freshness stand in one place: fresh
 //! records decide, stale ones decide and are refreshed behind, everything else asks.
 
+use super::accuracy::Accuracy;
 use super::marks::{Mark, Marks};
-use super::record::{Freshness, Record, Refusal, State};
+use super::record::{Freshness, Look, Record, Refusal, State};
 use super::strangers::Strangers;
 use super::table::{Change, Slot, Table, TableError};
 use crate::credentials::{Digest, Kind};
@@ -23,6 +24,8 @@ pub struct Lifetimes {
     pub negative_ttl: u64,
     /// After its `ttl`, an authorization still decides while a refresh is tried.
     pub stale_if_error: u64,
+    /// How limits are shared with other gateways.
+    pub accuracy: Accuracy,
 }
 
 /// One application of one service, as it is known by. `Debug` does not show the credential.
@@ -130,12 +133,14 @@ impl Applications {
                     verdict: Verdict::Admitted { stale },
                     dirty: first,
                     refresh,
+                    urgent: record.take_urgent(),
                 })),
                 Err(refusal) => {
                     let seen = Some(Seen {
                         verdict: Verdict::Refused(refusal),
                         dirty: false,
                         refresh,
+                        urgent: refusal == Refusal::Early,
                     });
                     if refresh {
                         Change::Write(seen)
@@ -153,6 +158,9 @@ impl Applications {
         }
         if seen.refresh {
             self.marks(Mark::Stale, application.scope).set(data, slot);
+        }
+        if seen.urgent {
+            self.marks(Mark::Urgent, application.scope).set(data, slot);
         }
         Ok(seen.verdict)
     }
@@ -183,7 +191,9 @@ impl Applications {
                 now,
                 lifetimes.ttl,
                 lifetimes.stale_if_error,
-            )
+            )?;
+            record.renew_grants(authorization, lifetimes.accuracy, now);
+            Ok::<(), Refusal>(())
         };
         let mut new = new_record(application);
         if take_in(&mut new).is_err() {
@@ -279,11 +289,12 @@ impl Applications {
         metrics: &Metrics,
         now: Moment,
         lifetimes: &Lifetimes,
-    ) -> Result<(), TableError> {
-        self.table.change_slot(data, slot, |record| {
+    ) -> Result<Look, TableError> {
+        let seen = self.table.change_slot(data, slot, |record| {
             if record.digest != digest {
                 return None;
             }
+            let mut look = Look::default();
             match answer {
                 Ok(authorization) => {
                     let _ = record.refresh(
@@ -293,6 +304,7 @@ impl Applications {
                         lifetimes.ttl,
                         lifetimes.stale_if_error,
                     );
+                    look = record.renew_grants(authorization, lifetimes.accuracy, now);
                 }
                 Err(denial) => {
                     record.deny(
@@ -303,9 +315,9 @@ impl Applications {
                     );
                 }
             }
-            Some(Change::Write(()))
+            Some(Change::Write(look))
         })?;
-        Ok(())
+        Ok(seen.unwrap_or_default())
     }
 }
 
@@ -315,6 +327,7 @@ struct Seen {
     verdict: Verdict,
     dirty: bool,
     refresh: bool,
+    urgent: bool,
 }
 
 fn new_record(application: &Identity<'_>) -> Record {

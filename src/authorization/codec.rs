@@ -7,7 +7,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 4 | magic and layout version, `TGr1` |
+//! | 0 | 4 | magic and layout version, `TGr2` |
 //! | 4 | 1 | state: 0 vacant, 1 candidate, 2 live |
 //! | 5 | 1 | denial, by its code; 0 if allowed |
 //! | 6 | 1 | kind of the identity |
@@ -19,10 +19,12 @@
 //! | 88 | 4 | number of names, of limits; 2 bytes of zero |
 //! | 92 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
-//! Then, without gaps: limits (51 bytes each: name, period, unsure, start, end, maximum,
-//! own, sent, foreign), ledgers (24: admitted, acknowledged, lost; one per name), usage
+//! Then, without gaps: limits (51 bytes each: name, period, flags, start, end, maximum,
+//! own, sent, foreign; flags: 1 unsure, 2 with a grant, which follows in 20 bytes: until,
+//! urgent at, share, gateways), ledgers (24: admitted, acknowledged, lost; one per name), usage
 //! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
 
+use super::accuracy::Grant;
 use super::limit::Limit;
 use super::names::Names;
 use super::period::{Period, Window};
@@ -31,9 +33,11 @@ use crate::credentials::{Digest, Kind};
 use crate::service_management::Denial;
 use thiserror::Error;
 
-const MAGIC: &[u8; 4] = b"TGr1";
+const MAGIC: &[u8; 4] = b"TGr2";
 const REFRESH_MARKED: u8 = 1;
 const ALONE: u8 = 2;
+const UNSURE: u8 = 1;
+const GRANTED: u8 = 2;
 
 /// The bytes are not a record of this layout. Whoever wrote them, they are nobody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -90,7 +94,9 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_le_bytes());
     }
     for limit in record.limits.iter().take(usize::from(u8::MAX)) {
-        out.extend_from_slice(&[limit.name, limit.period as u8, u8::from(limit.unsure)]);
+        let unsure = if limit.unsure { UNSURE } else { 0 };
+        let granted = if limit.grant.is_some() { GRANTED } else { 0 };
+        out.extend_from_slice(&[limit.name, limit.period as u8, unsure | granted]);
         put_words(
             out,
             [
@@ -102,6 +108,11 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
                 limit.foreign,
             ],
         );
+        if let Some(grant) = limit.grant {
+            put_words(out, [grant.until, grant.urgent_at]);
+            out.extend_from_slice(&grant.share.to_le_bytes());
+            out.extend_from_slice(&grant.gateways.to_le_bytes());
+        }
     }
     let without = Ledger::default();
     for index in 0..record.names.len() {
@@ -173,8 +184,13 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     };
     record.limits.clear();
     for _ in 0..limits {
-        let [name, period, unsure] = reader.bytes()?;
+        let [name, period, flags] = reader.bytes()?;
         let [start, end, maximum, own, sent, foreign] = reader.words()?;
+        let grant = if flags & GRANTED == 0 {
+            None
+        } else {
+            Some(reader.grant()?)
+        };
         record.limits.push(Limit {
             name: named(name)?,
             period: Period::from_code(period).ok_or(NotARecord)?,
@@ -183,7 +199,8 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
             own,
             sent,
             foreign,
-            unsure: unsure != 0,
+            unsure: flags & UNSURE != 0,
+            grant,
         });
     }
     record.ledger.clear();
@@ -244,6 +261,16 @@ impl<'a> Reader<'a> {
     fn byte(&mut self) -> Result<u8, NotARecord> {
         let [byte] = self.bytes()?;
         Ok(byte)
+    }
+
+    fn grant(&mut self) -> Result<Grant, NotARecord> {
+        let [until, urgent_at] = self.words()?;
+        Ok(Grant {
+            until,
+            urgent_at,
+            share: u16::from_le_bytes(self.bytes()?),
+            gateways: u16::from_le_bytes(self.bytes()?),
+        })
     }
 
     fn words<const N: usize>(&mut self) -> Result<[u64; N], NotARecord> {
@@ -334,7 +361,7 @@ mod tests {
     #[test]
     fn another_layout_is_none() {
         let mut bytes = bytes_of(&full());
-        bytes[3] = b'2';
+        bytes[3] = b'1';
         assert_eq!(decode(&bytes, &mut Record::vacant()), Err(NotARecord));
         assert_eq!(digest_of(&bytes), None);
     }

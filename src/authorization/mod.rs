@@ -6,6 +6,7 @@
 //! application seen for the first time, an answer that changes the plan, a batch that
 //! leaves, a slot that must be given to somebody else.
 
+mod accuracy;
 mod applications;
 mod codec;
 mod debug;
@@ -20,11 +21,12 @@ mod table;
 #[cfg(test)]
 mod testing;
 
+pub use accuracy::{Accuracy, Grant};
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
 pub use limit::Limit;
 pub use marks::{Mark, Marks};
 pub use period::{Period, Window};
-pub use record::{Dispatched, Freshness, Ledger, Outcome, Record, Refusal, State};
+pub use record::{Dispatched, Freshness, Ledger, Look, Outcome, Record, Refusal, State};
 pub use refresh::{Question, Refresher, backoff};
 pub use strangers::Strangers;
 pub use table::{Change, Slot, Table, TableError};

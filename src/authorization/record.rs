@@ -7,6 +7,7 @@
 //! Metrics stand here by name, never by index into a configuration, because two
 //! configurations can be alive at once. The byte layout is in `codec`.
 
+use super::accuracy::{Accuracy, Grant, Known, mix};
 use super::limit::Limit;
 use super::names::Names;
 use crate::credentials::{Digest, Kind};
@@ -60,6 +61,9 @@ pub enum Refusal {
         /// First second at which the usage could fit.
         until: u64,
     },
+    /// Something is left of every limit, but not granted to this gateway yet.
+    #[error("what is left of a limit is not granted to this gateway")]
+    Early,
     /// The plan allows nothing of a metric (maximum 0).
     #[error("the plan disables a metric")]
     Disabled,
@@ -128,6 +132,13 @@ pub enum Outcome {
     Resent,
     /// Given up.
     Lost,
+}
+
+/// What an answer showed of how late the backend counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// The age of an acknowledged report that was not in the counts yet (milliseconds).
+    pub late: Option<u64>,
 }
 
 /// See the module's description.
@@ -309,13 +320,18 @@ impl Record {
 
     fn check_limits(&self) -> Result<(), Refusal> {
         let mut until = None;
+        let mut early = false;
         for limit in &self.limits {
             let cost = self
                 .charges
                 .iter()
                 .filter(|charge| charge.counts_for & Names::bit(limit.name) != 0)
                 .fold(0_u64, |sum, charge| sum.saturating_add(charge.delta));
-            if cost == 0 || limit.admits(cost) {
+            if cost == 0 {
+                continue;
+            }
+            if limit.admits(cost) {
+                early |= !limit.is_granted();
                 continue;
             }
             if limit.maximum == 0 {
@@ -323,12 +339,120 @@ impl Record {
             }
             until = until.max(Some(limit.window.end));
         }
-        until.map_or(Ok(()), |until| Err(Refusal::Limited { until }))
+        match until {
+            Some(until) => Err(Refusal::Limited { until }),
+            None if early => Err(Refusal::Early),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a limit has come to where this gateway should report and look again; true
+    /// once, and again after the next look.
+    pub fn take_urgent(&mut self) -> bool {
+        let mut urgent = false;
+        for limit in &mut self.limits {
+            if let Some(grant) = &mut limit.grant
+                && limit.own >= grant.urgent_at
+            {
+                grant.urgent_at = u64::MAX;
+                urgent = true;
+            }
+        }
+        urgent
+    }
+
+    /// What is left of the limits that are shared with other gateways, at the least, for who
+    /// must choose whom to look at first; in parts of 65,536. `None` if none is shared or
+    /// nothing is left, so that no look would change anything.
+    #[must_use]
+    pub fn least_headroom(&self, now: Moment) -> Option<u64> {
+        let open = |limit: &&Limit| limit.grant.is_some() && limit.window.contains(now.seconds());
+        let left = self.limits.iter().filter(open).map(|limit| {
+            let known = limit.own.saturating_add(limit.foreign);
+            let left = u128::from(limit.maximum.saturating_sub(known)).saturating_mul(65_536);
+            let left = left.checked_div(u128::from(limit.maximum)).unwrap_or(0);
+            u64::try_from(left).unwrap_or(u64::MAX)
+        });
+        left.min().filter(|left| *left > 0)
+    }
+
+    /// Renews what this gateway may do on the limits before it looks again, by the answer
+    /// that was just taken in and was asked for at `asked`; those that it knows nothing
+    /// about stay as they are.
+    pub fn renew_grants(
+        &mut self,
+        authorization: &Authorization,
+        accuracy: Accuracy,
+        asked: Moment,
+    ) -> Look {
+        let (gateways, strict, settled_after) = match accuracy {
+            Accuracy::Exact => {
+                for limit in &mut self.limits {
+                    limit.grant = None;
+                }
+                return Look::default();
+            }
+            Accuracy::Eager { gateways } => (gateways, false, 0),
+            Accuracy::Strict {
+                gateways,
+                settled_after,
+            } => (gateways, true, settled_after),
+        };
+        let settled = !strict
+            || (self.batch == 0
+                && asked.monotonic > self.acknowledged_at.saturating_add(settled_after));
+        let luck = self.luck(asked.monotonic);
+        let mut look = Look::default();
+        for limit in &mut self.limits {
+            let metric = self.names.bytes(limit.name);
+            let Some(report) = authorization.limits.iter().find(|report| {
+                report.metric.as_bytes() == metric
+                    && report.period == limit.period
+                    && report.window == limit.window
+            }) else {
+                continue;
+            };
+            // The others' usage cannot have become less: something of ours is missing.
+            let late = settled
+                && !limit.unsure
+                && report.current < limit.sent.saturating_add(limit.foreign);
+            if late && self.acknowledged_at < asked.monotonic {
+                look.late = Some(asked.monotonic.saturating_sub(self.acknowledged_at));
+            }
+            // Of what was sent, something may never arrive or arrive twice: then the
+            // count and what was not sent yet is all that can be said.
+            let unsent = limit.own.saturating_sub(limit.sent);
+            let used = limit.own.saturating_add(limit.foreign);
+            let known = Known {
+                maximum: limit.maximum,
+                used: used.max(report.current.saturating_add(unsent)),
+                own: limit.own,
+            };
+            match &mut limit.grant {
+                Some(grant) if grant.is_strict() == strict && grant.gateways == gateways => {
+                    if settled && !(late && strict) {
+                        grant.renew(&known, luck);
+                    }
+                }
+                grant => *grant = Some(Grant::first(gateways, strict, &known, luck)),
+            }
+        }
+        look
+    }
+
+    /// A number that differs between gateways and moments.
+    fn luck(&self, moment: u64) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.digest.0;
+        mix(u64::from_le_bytes([a, b, c, d, e, f, g, h]), moment)
     }
 
     fn roll_windows(&mut self, now: Moment) {
+        if self.limits.iter().all(|limit| now.seconds() < limit.window.end) {
+            return;
+        }
+        let luck = self.luck(now.seconds());
         for limit in &mut self.limits {
-            limit.roll(now);
+            limit.roll(now, luck);
         }
     }
 
@@ -730,6 +854,7 @@ impl Record {
             sent,
             foreign,
             unsure: false,
+            grant: None,
         }
     }
 

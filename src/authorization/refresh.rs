@@ -66,6 +66,13 @@ impl Refresher {
         }
     }
 
+    /// Puts a slot before all others, unless it stands on the list.
+    pub fn add_first(&mut self, slot: Slot) {
+        if self.listed.insert(slot) {
+            self.waiting.push_front(slot);
+        }
+    }
+
     /// Puts the slots on the list that requests found stale.
     pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
         let marks = applications.marks(Mark::Stale, self.scope);

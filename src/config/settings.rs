@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
-use super::{duration, hosts, shape};
+use super::{accuracy, duration, hosts, shape};
+use crate::authorization::Accuracy;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,6 +40,8 @@ pub struct AuthorizationSettings {
     pub capacity: u32,
     /// What becomes of an application of which nothing can be known.
     pub unknown: Unknown,
+    /// How limits are shared: `authorization.gateways` and `authorization.accuracy`.
+    pub accuracy: Accuracy,
 }
 
 /// What becomes of an application of which nothing is known while service management fails.
@@ -144,6 +147,7 @@ impl AuthorizationSettings {
                 &place.field("unknown"),
                 [("deny", Unknown::Deny), ("allow", Unknown::Allow)],
             )?,
+            accuracy: accuracy::check(shape, place)?,
         })
     }
 }
@@ -210,7 +214,7 @@ fn within(
 }
 
 /// A whole number within these bounds, both included.
-fn number(
+pub(super) fn number(
     value: Option<&Value>,
     place: &Place<'_>,
     (least, most): (u32, u32),
@@ -233,7 +237,7 @@ fn number(
 }
 
 /// One of two words; the first is the default.
-fn choice<T: Copy>(
+pub(super) fn choice<T: Copy>(
     value: Option<&Value>,
     place: &Place<'_>,
     [default, other]: [(&str, T); 2],

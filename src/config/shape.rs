@@ -110,6 +110,10 @@ pub(super) struct Authorization {
     pub(super) capacity: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     pub(super) unknown: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) gateways: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) accuracy: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]

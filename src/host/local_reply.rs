@@ -8,6 +8,8 @@ use crate::service_management::Denial;
 
 /// Seconds after which somebody who was told 503 may come again.
 const UNAVAILABLE_RETRY_SECONDS: u64 = 1;
+/// Seconds after which this gateway has looked at the limit again, if it may.
+const EARLY_RETRY_SECONDS: u64 = 1;
 
 /// Why a request does not reach the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub enum Reply {
         /// End of the window; `u64::MAX` for an eternal one.
         until: u64,
     },
+    /// Something is left of a limit, but this gateway must look again before it goes on.
+    Early,
     /// The plan has a maximum of 0 for a metric.
     Disabled,
     /// Service management could not be asked about an unknown application.
@@ -45,6 +49,7 @@ impl From<Refusal> for Reply {
             Refusal::Denied(denial) => Self::Denied(denial),
             Refusal::Limited { until } => Self::Limited { until },
             Refusal::Disabled => Self::Disabled,
+            Refusal::Early => Self::Early,
             Refusal::TooManyMetrics => Self::Misconfigured,
         }
     }
@@ -56,7 +61,7 @@ impl Reply {
             Self::NoCredential => 401,
             Self::UnusableCredential | Self::Denied(_) | Self::Disabled => 403,
             Self::NoService | Self::NoRule => 404,
-            Self::Limited { .. } => 429,
+            Self::Limited { .. } | Self::Early => 429,
             Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => 503,
         }
     }
@@ -70,6 +75,7 @@ impl Reply {
             Self::Denied(denial) => denial.as_str(),
             Self::NoRule => "no_mapping_rule",
             Self::Limited { .. } => "limit_exceeded",
+            Self::Early => "limit_near",
             Self::Disabled => "metric_disabled",
             Self::BackendFailed => "service_management_unavailable",
             Self::Misconfigured => "misconfigured",
@@ -87,6 +93,7 @@ impl Reply {
             Self::UnusableCredential | Self::Denied(_) => "The credential is not accepted.\n",
             Self::NoRule => "This API has no such operation.\n",
             Self::Limited { .. } => "A limit of the plan is used up.\n",
+            Self::Early => "A limit of the plan is nearly used up.\n",
             Self::Disabled => "The plan does not include this operation.\n",
             Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
                 "The request cannot be authorized right now.\n"
@@ -103,6 +110,7 @@ impl Reply {
                 let seconds = milliseconds.div_ceil(1_000);
                 Some(if seconds == 0 { 1 } else { seconds })
             }
+            Self::Early => Some(EARLY_RETRY_SECONDS),
             Self::BackendFailed | Self::Misconfigured | Self::Contended | Self::Overloaded => {
                 Some(UNAVAILABLE_RETRY_SECONDS)
             }

@@ -26,6 +26,8 @@ pub enum Counter {
     NoRule,
     /// Refused: a limit.
     Limited,
+    /// Refused: a limit is near, and its rest is not granted to this gateway yet.
+    Early,
     /// Refused: it could not be known whether the caller may pass.
     Unavailable,
     /// Decided without a record, because no slot could give way.
@@ -59,7 +61,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 23] = [
+    const ALL: [(Self, &'static str); 24] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),
@@ -68,6 +70,7 @@ impl Counter {
         (Self::Denied, "requests_denied"),
         (Self::NoRule, "requests_no_mapping_rule"),
         (Self::Limited, "requests_limited"),
+        (Self::Early, "requests_early"),
         (Self::Unavailable, "requests_unavailable"),
         (Self::Uncached, "requests_uncached"),
         (Self::AuthorizeCalls, "authorize_calls"),

@@ -3,6 +3,8 @@
 
 mod flush;
 mod lease;
+mod urgent;
 
 pub use flush::{Flusher, Report, Settings, Settled, Terms, push, wants_flush};
 pub use lease::{Candidate, lead};
+pub use urgent::{Budget, Due, Urgent};

@@ -11,7 +11,7 @@ use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
 use std::collections::{BTreeMap, BTreeSet};
 use tollgate::authorization::{
-    Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal, Slot,
+    Accuracy, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal, Slot,
     Table, Verdict, Window,
 };
 use tollgate::config::Uncertain;
@@ -34,6 +34,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
     ttl: 60_000,
     negative_ttl: 10_000,
     stale_if_error: 600_000,
+    accuracy: Accuracy::Exact,
 };
 const SERVICE: ServiceAccess<'_> = ServiceAccess {
     id: "1001",

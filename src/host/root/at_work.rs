@@ -84,6 +84,7 @@ impl AtWork {
             Reply::UnusableCredential | Reply::Denied(_) => Counter::Denied,
             Reply::NoRule => Counter::NoRule,
             Reply::Limited { .. } | Reply::Disabled => Counter::Limited,
+            Reply::Early => Counter::Early,
             Reply::NoService
             | Reply::BackendFailed
             | Reply::Misconfigured

@@ -170,6 +170,7 @@ fn lifetimes(configuration: &Configuration) -> Lifetimes {
         ttl: milliseconds(settings.ttl),
         negative_ttl: milliseconds(settings.negative_ttl),
         stale_if_error: milliseconds(settings.stale_if_error),
+        accuracy: settings.accuracy,
     }
 }
 

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use service_management::{Backend, Request, Response};
 use tollgate::authorization::{
-    Applications, Change, Identity, Learned, Lifetimes, Limit, Refresher, Refusal, Slot, Verdict,
+    Accuracy, Applications, Change, Identity, Learned, Lifetimes, Limit, Refresher, Refusal, Slot, Verdict,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Credential, Identities, Kind, Scope};
@@ -40,6 +40,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
     ttl: 60_000,
     negative_ttl: 10_000,
     stale_if_error: 600_000,
+    accuracy: Accuracy::Exact,
 };
 const INTERVAL: u64 = 10_000;
 const SETTINGS: Settings = Settings {
@@ -334,7 +335,7 @@ impl Gateway {
             .change(&self.data, digest, |record| {
                 let limits = record.limits().map(|(metric, limit)| {
                     let mut limit = *limit;
-                    limit.roll(now);
+                    limit.roll(now, 0);
                     (metric.to_owned(), limit)
                 });
                 Change::Keep(limits.collect())

@@ -1,0 +1,193 @@
+//! How several gateways share one limit, when all that they share is a backend which
+//! applies reports late: how much of what is left one of them may admit before it has to
+//! look again, and from when on it should.
+//!
+//! Apart from the limit because one gateway alone needs none of it: its own count is
+//! exact. The argument and the measured figures are in `docs/accuracy.md`.
+
+/// The part of the headroom that all gateways together may spend before they look again:
+/// one in so many. Two grants of a gateway may be unseen by the others (the one it spends,
+/// and the one before if its report is on the way), so three keep the sum within the
+/// headroom, as far as the shares add up to one.
+const GRANTS_OF_HEADROOM: u128 = 3;
+/// Under `eager`, the part of its share of the headroom that a gateway admits before it
+/// reports and looks again: one in so many.
+const LOOKS_OF_HEADROOM: u128 = 4;
+/// A whole, as a share is counted.
+const WHOLE: u16 = u16::MAX;
+/// So much of a newly seen share counts at the end of a limit: one in so many.
+const SMOOTHING: u64 = 4;
+/// So much of the effective share is the same for all gateways: one in so many. What
+/// makes one that had no traffic able to begin.
+const EVEN: u32 = 4;
+
+/// How a limit is kept that other gateways use, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accuracy {
+    /// There is no other gateway: what this one has counted is exact.
+    #[default]
+    Exact,
+    /// Admit by what is known; report and look again sooner as a limit nears.
+    Eager {
+        /// How many gateways share the limits: at least 2.
+        gateways: u16,
+    },
+    /// Admit what was granted, too: a share of what was left at the last look.
+    Strict {
+        /// How many gateways share the limits: at least 2.
+        gateways: u16,
+        /// How long after its acknowledgement a report is in the backend's counts, as far
+        /// as is known (milliseconds).
+        settled_after: u64,
+    },
+}
+
+/// What one gateway may do on a limit before it looks again. In units of the limit's
+/// `own` count of the open window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Admit while `own` is below. The request that reaches it may go over it, and then is
+    /// a debt of the next grant. `u64::MAX`: no bound.
+    pub until: u64,
+    /// When `own` reaches it, the leader is to report and look again. `u64::MAX`: it was told.
+    pub urgent_at: u64,
+    /// Of all usage of this limit, this gateway's share, smoothed: 0 to 65,535 for all of it.
+    pub share: u16,
+    /// How many gateways share the limit.
+    pub gateways: u16,
+}
+
+/// What is known of a limit at a look.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// What may be used in a window.
+    pub maximum: u64,
+    /// What is known to be used, by all.
+    pub used: u64,
+    /// Admitted here.
+    pub own: u64,
+}
+
+impl Grant {
+    /// For a limit that was not shared before. `luck` is any number.
+    #[must_use]
+    pub fn first(gateways: u16, strict: bool, known: &Known, luck: u64) -> Self {
+        let mut grant = Self {
+            until: if strict { known.own } else { u64::MAX },
+            urgent_at: known.own,
+            share: WHOLE.checked_div(gateways).unwrap_or(WHOLE),
+            gateways,
+        };
+        grant.give(known, luck);
+        grant
+    }
+
+    /// Renewed by a look that showed everything that was sent.
+    pub fn renew(&mut self, known: &Known, luck: u64) {
+        self.learn_share(known);
+        self.give(known, luck);
+    }
+
+    /// The next window is open, in which nothing was admitted.
+    pub fn roll(&mut self, maximum: u64, luck: u64) {
+        if self.is_strict() {
+            self.until = 0;
+        }
+        let known = Known {
+            maximum,
+            used: 0,
+            own: 0,
+        };
+        self.give(&known, luck);
+    }
+
+    /// Whether the limit is bounded by grants.
+    #[must_use]
+    pub const fn is_strict(&self) -> bool {
+        self.until != u64::MAX
+    }
+
+    fn give(&mut self, known: &Known, luck: u64) {
+        if self.is_strict() {
+            let headroom = known.maximum.saturating_sub(known.used);
+            let grant = self.part(headroom, GRANTS_OF_HEADROOM, luck);
+            self.until = self
+                .until
+                .min(known.own)
+                .saturating_add(grant)
+                .min(u64::MAX.saturating_sub(1));
+            self.urgent_at = known.own.saturating_add((grant / 2).max(1));
+        } else {
+            let used = known.used.max(self.expected(known.own));
+            let headroom = known.maximum.saturating_sub(used);
+            let part = self.part(headroom, LOOKS_OF_HEADROOM, luck);
+            self.urgent_at = known.own.saturating_add(part.max(1));
+        }
+    }
+
+    /// What all have used, if this gateway's share is what it was.
+    fn expected(&self, own: u64) -> u64 {
+        let all = u128::from(own).saturating_mul(u128::from(WHOLE));
+        let all = all.checked_div(u128::from(self.effective_share()));
+        u64::try_from(all.unwrap_or(0)).unwrap_or(u64::MAX)
+    }
+
+    /// This gateway's share of one part in `parts` of the headroom. Of a fraction of a unit
+    /// chance decides, so that a few units that are left are used by somebody, and not by all.
+    fn part(&self, headroom: u64, parts: u128, luck: u64) -> u64 {
+        let scaled = u128::from(headroom).saturating_mul(u128::from(self.effective_share()));
+        let whole = u128::from(WHOLE).saturating_mul(parts);
+        let units = scaled.checked_div(whole).unwrap_or(0);
+        let rest = scaled.checked_rem(whole).unwrap_or(0);
+        let lucky = u128::from(luck).checked_rem(whole).unwrap_or(0) < rest;
+        u64::try_from(units)
+            .unwrap_or(u64::MAX)
+            .saturating_add(u64::from(lucky))
+    }
+
+    /// The share to go by: three quarters of what was seen and a quarter of an even one,
+    /// so that a gateway without traffic so far is able to begin. Their sum over all
+    /// gateways is one, as that of the shares is.
+    fn effective_share(&self) -> u32 {
+        let seen = u32::from(self.share);
+        let even = u32::from(WHOLE)
+            .checked_div(u32::from(self.gateways))
+            .unwrap_or(u32::from(WHOLE));
+        seen.saturating_sub(seen / EVEN)
+            .saturating_add(even / EVEN)
+            .max(1)
+    }
+
+    /// Early in a window a look says little of shares: what others have used shows later
+    /// than what was used here. So it counts by the part of the limit that is used.
+    fn learn_share(&mut self, known: &Known) {
+        let whole = u64::from(WHOLE);
+        let parts = |part: u64, of: u64| {
+            u128::from(part)
+                .saturating_mul(u128::from(whole))
+                .checked_div(u128::from(of))
+                .and_then(|parts| u64::try_from(parts).ok())
+                .unwrap_or(0)
+                .min(whole)
+        };
+        let seen = parts(known.own, known.used);
+        let weight = parts(known.used, known.maximum) / SMOOTHING;
+        let old = u64::from(self.share);
+        let share = old
+            .saturating_mul(whole.saturating_sub(weight))
+            .saturating_add(seen.saturating_mul(weight))
+            .checked_div(whole)
+            .unwrap_or(old);
+        self.share = u16::try_from(share).unwrap_or(WHOLE);
+    }
+}
+
+/// Mixes two numbers into one that looks random (splitmix64). Digests are keyed by process,
+/// so that the gateways' luck differs.
+#[must_use]
+pub const fn mix(one: u64, other: u64) -> u64 {
+    let mut word = one.wrapping_add(other.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
