@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::authorization::Accuracy;
 use crate::credentials::{HeaderName, QueryName, Source};
 use crate::mapping::Usage;
 use crate::request::{Headers, Request};
@@ -82,6 +83,7 @@ fn what_is_left_out_has_its_default() {
             stale_if_error: Duration::from_secs(600),
             capacity: 16_384,
             unknown: Unknown::Deny,
+            accuracy: Accuracy::Exact,
         }
     );
     assert_eq!(
@@ -130,6 +132,7 @@ fn every_field_is_read() {
         ],
         "authorization": {
             "ttl": "1d", "negative_ttl": "1s", "stale_if_error": "0s", "capacity": 1_000_000, "unknown": "allow",
+            "gateways": 4, "accuracy": "eager",
         },
         "reporting": { "interval": "100ms", "timeout": "60s", "uncertain": "drop", "batch": 1 },
         "unmatched_hosts": "pass",
@@ -151,6 +154,7 @@ fn every_field_is_read() {
             stale_if_error: Duration::ZERO,
             capacity: 1_000_000,
             unknown: Unknown::Allow,
+            accuracy: Accuracy::Eager { gateways: 4 },
         }
     );
     assert_eq!(
@@ -373,7 +377,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         (
             "/authorization",
             json!({ "TTL": "1s" }),
-            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown",
+            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, gateways, accuracy",
         ),
         (
             "/reporting",
@@ -989,7 +993,7 @@ mod properties {
     fn full() -> Value {
         let mut full = with(
             "/authorization",
-            json!({ "ttl": "60s", "negative_ttl": "10s", "stale_if_error": "10m", "capacity": 8, "unknown": "deny" }),
+            json!({ "ttl": "60s", "negative_ttl": "10s", "stale_if_error": "10m", "capacity": 8, "unknown": "deny", "gateways": 2, "accuracy": "strict" }),
         );
         full["reporting"] =
             json!({ "interval": "10s", "uncertain": "drop", "timeout": "5s", "batch": 10 });

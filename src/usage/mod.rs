@@ -7,4 +7,4 @@ mod urgent;
 
 pub use flush::{Flusher, Report, Settings, Settled, Terms, push, wants_flush};
 pub use lease::{Candidate, lead};
-pub use urgent::{Budget, Due, Urgent};
+pub use urgent::{Budget, Due, TICK_MILLISECONDS, Urgent};

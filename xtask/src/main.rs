@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, build, decisions, demo, lint, mapping_cases, setup, test};
+use commands::{bench, build, decisions, demo, gateways, lint, mapping_cases, setup, test};
 
 /// Builds, tests and checks Tollgate.
 #[derive(Parser)]
@@ -36,6 +36,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure what the filter costs, beside others, in one run.
     Bench(bench::Arguments),
+    /// Show how far several gateways overrun a limit that they share.
+    Gateways(gateways::Arguments),
     /// Replay calls recorded from the real backend against the stand-in and the filter.
     Decisions(decisions::Arguments),
     /// Hold a table of mapping rules and requests against the filter's mapping.
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Gateways(arguments) => gateways::run(&arguments),
         Command::Decisions(arguments) => decisions::run(&arguments),
         Command::MappingCases(arguments) => mapping_cases::run(&arguments),
         Command::Lint => lint::run(),

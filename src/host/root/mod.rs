@@ -1,10 +1,12 @@
 //! One configuration at work in one VM.
 //!
 //! What it does stands apart by when it happens: [`requests`] as they come, [`answers`]
-//! when a call ends, [`ticks`] when time has passed. [`at_work`] is one service of it.
+//! when a call ends, [`ticks`] when time has passed, [`hurry`] between them where limits are
+//! shared. [`at_work`] is one service of it.
 
 mod answers;
 mod at_work;
+mod hurry;
 mod requests;
 mod ticks;
 
@@ -13,13 +15,13 @@ use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Lifetimes, Slot};
+use crate::authorization::{Accuracy, Lifetimes, Slot};
 use crate::config::{Configuration, Service};
 use crate::credentials::{Digest, Kind};
 use crate::mapping::Usage;
 use crate::moment::Moment;
 use crate::service_management::{Identification, ServiceAccess};
-use crate::usage::{Candidate, Settings};
+use crate::usage::{Budget, Candidate, Settings, TICK_MILLISECONDS};
 use std::collections::HashMap;
 
 /// A request that is paused until its application is known.
@@ -70,6 +72,9 @@ pub struct Root {
     calls: HashMap<u32, Call>,
     unmatched: UnmatchedHosts,
     swept: u32,
+    budget: Budget,
+    /// When more than what is urgent is due again (monotonic milliseconds).
+    next_full_tick: u64,
     /// When it last ticked, or began (monotonic milliseconds).
     pub ticked_at: u64,
 }
@@ -83,10 +88,11 @@ impl Root {
         now: Moment,
     ) -> Option<Self> {
         let key = seed::agree(&shared.data, &shared.offer)?;
+        let accuracy = configuration.authorization.accuracy;
         let services = configuration
             .services
             .iter()
-            .map(|service| AtWork::new(service, &key, shared))
+            .map(|service| AtWork::new(service, &key, accuracy, shared))
             .collect();
         Some(Self {
             id,
@@ -102,6 +108,8 @@ impl Root {
             calls: HashMap::new(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,
+            budget: Budget::default(),
+            next_full_tick: 0,
             ticked_at: now.monotonic,
         })
     }
@@ -162,6 +170,23 @@ const fn identification(kind: Kind) -> Identification {
 
 fn milliseconds(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Between the ticks that do everything there is to do: a flush is never late by more than a
+/// tenth of its interval, nor a refresh by more than a second.
+fn tick_milliseconds(configuration: &Configuration) -> u32 {
+    let interval = configuration.reporting.interval.as_millis();
+    u32::try_from(interval.min(1_000)).unwrap_or(1_000)
+}
+
+/// Between ticks: shorter where limits are shared with other gateways. In between is then only
+/// what is urgent.
+pub(in crate::host) fn tick_period(configuration: &Configuration) -> u32 {
+    let period = tick_milliseconds(configuration);
+    match configuration.authorization.accuracy {
+        Accuracy::Exact => period,
+        Accuracy::Eager { .. } | Accuracy::Strict { .. } => period.min(TICK_MILLISECONDS),
+    }
 }
 
 fn lifetimes(configuration: &Configuration) -> Lifetimes {

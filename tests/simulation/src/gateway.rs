@@ -2,7 +2,6 @@
 
 use crate::memory::Memory;
 use crate::random::Random;
-use std::collections::HashSet;
 use tollgate::authorization::{
     Accuracy, Applications, Identity, Lifetimes, Question, Refresher, Slot, Verdict,
 };
@@ -28,7 +27,6 @@ pub enum Call {
         slot: Slot,
         digest: Digest,
         application: usize,
-        asked: Moment,
     },
 }
 
@@ -38,7 +36,7 @@ pub struct Gateway {
     applications: Applications,
     flusher: Flusher,
     refresher: Refresher,
-    urgent: Urgent,
+    urgent: Option<Urgent>,
     budget: Budget,
     metrics: Metrics,
     accuracy: Accuracy,
@@ -62,7 +60,7 @@ impl Gateway {
             data,
             flusher: Flusher::new(SCOPE, random.next()),
             refresher: Refresher::new(SCOPE),
-            urgent: Urgent::new(SCOPE, matches!(accuracy, Accuracy::Strict { .. })),
+            urgent: Urgent::wanted(SCOPE, accuracy),
             budget: Budget::default(),
             metrics,
             accuracy,
@@ -82,13 +80,8 @@ impl Gateway {
     }
 
     fn lifetimes(&self) -> Lifetimes {
-        let accuracy = match self.accuracy {
-            Accuracy::Strict { gateways, .. } => Accuracy::Strict {
-                gateways,
-                settled_after: self.urgent.settled_after(),
-            },
-            other => other,
-        };
+        let urgent = self.urgent.as_ref();
+        let accuracy = urgent.map_or(self.accuracy, |urgent| urgent.accuracy(self.accuracy));
         Lifetimes {
             ttl: self.ttl,
             negative_ttl: 10_000,
@@ -144,15 +137,15 @@ impl Gateway {
     /// As `Root::on_tick`.
     pub fn tick(&mut self, now: Moment) -> Vec<Call> {
         let mut calls = Vec::new();
-        if self.accuracy != Accuracy::Exact {
-            let due = self.urgent.next(
+        if let Some(urgent) = &mut self.urgent {
+            let due = urgent.next(
                 &self.data,
                 &mut self.applications,
                 now,
                 self.settings.batch,
                 &mut self.budget,
             );
-            self.flusher.urge(&due.report, self.urgent.held(), now);
+            self.flusher.urge(&due.report, urgent.held(), now);
             for slot in due.ask.iter().rev() {
                 self.refresher.add_first(*slot);
             }
@@ -197,7 +190,6 @@ impl Gateway {
                 slot,
                 digest,
                 application: String::from_utf8(value).unwrap().parse().unwrap(),
-                asked: now,
             });
         }
     }
@@ -244,19 +236,12 @@ impl Gateway {
             )
             .unwrap();
         self.refresher.answered(slot);
-        self.urgent.answered(slot, look.late, now);
-        if std::env::var("TRACE").is_ok() {
-            let limit = self.applications.table().change_slot(&self.data, slot, |r| Some(tollgate::authorization::Change::Keep((r.acknowledged_at, r.limits().map(|l| *l.1).collect::<Vec<_>>())))).unwrap().unwrap();
-            let l = limit.1[0];
-            eprintln!("{} gw {:x} asked {} acked {} R {} own {} sent {} foreign {} grant {:?} late {:?} settle {}", now.monotonic % 60000, self.seed as u16, asked.monotonic%60000, limit.0%60000, answer.limits[0].current, l.own, l.sent, l.foreign, l.grant.map(|g| (g.until, g.urgent_at, g.share)), look.late, self.urgent.settled_after());
+        if let Some(urgent) = &mut self.urgent {
+            urgent.answered(slot, look.late, now);
+            self.flusher.urge(&[], urgent.held(), now);
         }
-        self.flusher.urge(&[], self.held(), now);
         let mut calls = Vec::new();
         self.refresh(now, &mut calls);
         calls
-    }
-
-    fn held(&self) -> HashSet<Slot> {
-        self.urgent.held()
     }
 }

@@ -12,4 +12,5 @@ mod memory;
 mod random;
 mod world;
 
+pub use tollgate::authorization::Period;
 pub use world::{Figures, Load, Mode, Setup, run};

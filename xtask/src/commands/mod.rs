@@ -4,6 +4,7 @@ pub mod bench;
 pub mod build;
 pub mod decisions;
 pub mod demo;
+pub mod gateways;
 pub mod lint;
 pub mod mapping_cases;
 pub mod setup;
