@@ -13,10 +13,15 @@ const GRANTS_OF_HEADROOM: u128 = 3;
 /// Under `eager`, the part of its share of the headroom that a gateway admits before it
 /// reports and looks again: one in so many.
 const LOOKS_OF_HEADROOM: u128 = 4;
+/// How soon after its acknowledgement a report is taken to be in the backend's counts, as
+/// long as nothing else was seen (milliseconds). 3scale's backend takes tens of milliseconds.
+pub const SHORTEST_SETTLING: u64 = 1_000;
 /// A whole, as a share is counted.
 const WHOLE: u16 = u16::MAX;
-/// So much of a newly seen share counts at the end of a limit: one in so many.
-const SMOOTHING: u64 = 4;
+/// So much of a newly seen share counts: one in so many.
+const SMOOTHING: u16 = 4;
+/// Usage in a window below which it says nothing about shares.
+const TELLING: u64 = 16;
 /// So much of the effective share is the same for all gateways: one in so many. What
 /// makes one that had no traffic able to begin.
 const EVEN: u32 = 4;
@@ -66,6 +71,10 @@ pub struct Known {
     pub used: u64,
     /// Admitted here.
     pub own: u64,
+    /// The part of it that was reported.
+    pub sent: u64,
+    /// What the backend had counted.
+    pub counted: u64,
 }
 
 impl Grant {
@@ -97,6 +106,8 @@ impl Grant {
             maximum,
             used: 0,
             own: 0,
+            sent: 0,
+            counted: 0,
         };
         self.give(&known, luck);
     }
@@ -158,27 +169,37 @@ impl Grant {
             .max(1)
     }
 
-    /// Early in a window a look says little of shares: what others have used shows later
-    /// than what was used here. So it counts by the part of the limit that is used.
+    /// Of what the backend has counted, the part that was sent from here: both are as
+    /// late, so that neither side is favoured.
     fn learn_share(&mut self, known: &Known) {
-        let whole = u64::from(WHOLE);
-        let parts = |part: u64, of: u64| {
-            u128::from(part)
-                .saturating_mul(u128::from(whole))
-                .checked_div(u128::from(of))
-                .and_then(|parts| u64::try_from(parts).ok())
-                .unwrap_or(0)
-                .min(whole)
-        };
-        let seen = parts(known.own, known.used);
-        let weight = parts(known.used, known.maximum) / SMOOTHING;
-        let old = u64::from(self.share);
-        let share = old
-            .saturating_mul(whole.saturating_sub(weight))
-            .saturating_add(seen.saturating_mul(weight))
-            .checked_div(whole)
-            .unwrap_or(old);
-        self.share = u16::try_from(share).unwrap_or(WHOLE);
+        if known.counted < TELLING {
+            return;
+        }
+        let seen = u128::from(known.sent)
+            .saturating_mul(u128::from(WHOLE))
+            .checked_div(u128::from(known.counted))
+            .and_then(|seen| u16::try_from(seen).ok())
+            .unwrap_or(WHOLE);
+        let share = self
+            .share
+            .saturating_sub(self.share / SMOOTHING)
+            .saturating_add(seen / SMOOTHING);
+        self.share = share;
+    }
+
+    /// Nothing was admitted here for a while. What the others did meanwhile is not known:
+    /// from now on no more than an even part of what was left.
+    pub fn idle(&mut self, known: &Known, luck: u64) {
+        let even = WHOLE.checked_div(self.gateways).unwrap_or(WHOLE);
+        self.share = self.share.min(even);
+        if self.is_strict() {
+            let headroom = known.maximum.saturating_sub(known.used);
+            let part = self.part(headroom, GRANTS_OF_HEADROOM, luck);
+            self.until = self.until.min(known.own.saturating_add(part));
+            self.urgent_at = self
+                .urgent_at
+                .min(known.own.saturating_add((part / 2).max(1)));
+        }
     }
 }
 

@@ -341,6 +341,28 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_reads_as_it_was_written_and_costs_nothing_where_there_is_none() {
+        let mut record = full();
+        let without = bytes_of(&record).len();
+        let grant = Grant {
+            until: 17,
+            urgent_at: u64::MAX,
+            share: 12_345,
+            gateways: 16,
+        };
+        record.limits[1].grant = Some(grant);
+        record.limits[1].unsure = true;
+        let bytes = bytes_of(&record);
+        assert_eq!(bytes.len(), without + 20);
+        let mut read = Record::vacant();
+        decode(&bytes, &mut read).unwrap();
+        assert_eq!(read.limits[0].grant, None);
+        assert_eq!(read.limits[1].grant, Some(grant));
+        assert!(read.limits[1].unsure);
+        assert_eq!(bytes_of(&read), bytes);
+    }
+
+    #[test]
     fn a_usual_record_is_a_few_hundred_bytes() {
         assert!(bytes_of(&full()).len() < 500, "{}", bytes_of(&full()).len());
     }
@@ -370,9 +392,9 @@ mod tests {
 #[cfg(test)]
 #[cfg(not(target_family = "wasm"))]
 mod properties {
-    use super::super::testing::{at, metrics, usage};
+    use super::super::testing::{at, known, limit, metrics, usage};
     use super::*;
-    use crate::authorization::Outcome;
+    use crate::authorization::{Accuracy, Outcome};
     use proptest::prelude::*;
 
     proptest! {
@@ -398,6 +420,15 @@ mod properties {
                 let metrics = metrics(true);
                 let cost = usage(&metrics, &[("orders_vip", u64::MAX / 2), ("hits", 1)]);
                 let _ = record.admit(&cost, &metrics, at(200_000));
+                let _ = record.take_urgent();
+                let _ = record.least_headroom(at(0));
+                let strict = Accuracy::Strict {
+                    gateways: 2,
+                    settled_after: 0,
+                };
+                let answer = known(vec![limit("hits", Period::Minute, u64::MAX, 3, at(0))]);
+                let _ = record.renew_grants(&answer, strict, at(0));
+                let _ = record.admit(&cost, &metrics, at(900_000));
                 record.settle(record.batch, Outcome::Returned, &metrics, at(0));
                 record.dispatch(3, u64::MAX, 10, &metrics);
                 record.settle(3, Outcome::Acknowledged, &metrics, at(1));

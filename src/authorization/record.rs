@@ -24,6 +24,8 @@ const MINUTES_KEPT_SECONDS: u64 = 180;
 /// How long after an acknowledgement a read of the backend's counters includes the
 /// batch. The backend applies reports late; no bound is promised, this is generous.
 const SETTLED_MILLISECONDS: u64 = 5_000;
+/// A gateway that admitted nothing for so long knows little of what the others did.
+const IDLE_MILLISECONDS: u64 = 10_000;
 /// Limits of a record: their number is one byte in the layout.
 const MOST_LIMITS: usize = 255;
 
@@ -280,6 +282,9 @@ impl Record {
             return Err(Refusal::Denied(denial));
         }
         self.roll_windows(now);
+        if now.monotonic > self.last_used.saturating_add(IDLE_MILLISECONDS) {
+            self.age_grants(now);
+        }
         self.resolve(usage, metrics)?;
         self.check_limits()?;
         for index in 0..self.charges.len() {
@@ -427,6 +432,8 @@ impl Record {
                 maximum: limit.maximum,
                 used: used.max(report.current.saturating_add(unsent)),
                 own: limit.own,
+                sent: limit.sent,
+                counted: report.current,
             };
             match &mut limit.grant {
                 Some(grant) if grant.is_strict() == strict && grant.gateways == gateways => {
@@ -440,6 +447,23 @@ impl Record {
         look
     }
 
+    /// Grants that nobody used for a while are worth less: the others went on.
+    fn age_grants(&mut self, now: Moment) {
+        let luck = self.luck(now.monotonic);
+        for limit in &mut self.limits {
+            if let Some(grant) = &mut limit.grant {
+                let known = Known {
+                    maximum: limit.maximum,
+                    used: limit.own.saturating_add(limit.foreign),
+                    own: limit.own,
+                    sent: limit.sent,
+                    counted: 0,
+                };
+                grant.idle(&known, luck);
+            }
+        }
+    }
+
     /// A number that differs between gateways and moments.
     fn luck(&self, moment: u64) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.digest.0;
@@ -447,7 +471,11 @@ impl Record {
     }
 
     fn roll_windows(&mut self, now: Moment) {
-        if self.limits.iter().all(|limit| now.seconds() < limit.window.end) {
+        if self
+            .limits
+            .iter()
+            .all(|limit| now.seconds() < limit.window.end)
+        {
             return;
         }
         let luck = self.luck(now.seconds());

@@ -5,7 +5,7 @@
 use super::error::{ConfigurationError, Place};
 use super::settings::{choice, number};
 use super::shape;
-use crate::authorization::Accuracy;
+use crate::authorization::{Accuracy, SHORTEST_SETTLING};
 
 /// Which way to share limits, as it is written.
 #[derive(Clone, Copy)]
@@ -40,7 +40,7 @@ pub(super) fn check(
         _ if gateways <= 1 => Accuracy::Exact,
         Way::Strict => Accuracy::Strict {
             gateways,
-            settled_after: 0,
+            settled_after: SHORTEST_SETTLING,
         },
         Way::Eager => Accuracy::Eager { gateways },
     })

@@ -5,7 +5,7 @@
 //! for either now, within a budget of calls. Only a service's leader does it, on ticks.
 //! What stands here may be lost: whoever wants to be looked at is marked again.
 
-use crate::authorization::{Accuracy, Applications, Change, Mark, Record, Slot};
+use crate::authorization::{Accuracy, Applications, Change, Mark, Record, SHORTEST_SETTLING, Slot};
 use crate::moment::Moment;
 use crate::shared_data::SharedData;
 use std::collections::{HashMap, HashSet};
@@ -14,9 +14,8 @@ use std::collections::{HashMap, HashSet};
 const MILLISECONDS_OF_A_CALL: u64 = 360;
 /// Calls saved up at most.
 const MOST_SAVED: u64 = 1;
-/// How soon after its acknowledgement a report is taken to be in the backend's counts, at
-/// the least and at most (milliseconds).
-const SHORTEST_SETTLING: u64 = 1_000;
+/// How long after its acknowledgement a report is taken to be in the backend's counts, at
+/// most (milliseconds).
 const LONGEST_SETTLING: u64 = 10_000;
 /// Under `eager`, how soon after it the counts are looked at, settled or not.
 const EAGER_SETTLING: u64 = 200;
@@ -192,7 +191,7 @@ impl Urgent {
         let mut due = Due::default();
         let mut asks = ask.into_iter();
         // One report serves many applications; but looks must not wait for ever.
-        let mut may_report = !report.is_empty() && !(self.reported_last && asks.len() > 0);
+        let mut may_report = !report.is_empty() && (!self.reported_last || asks.len() == 0);
         loop {
             if may_report {
                 if !budget.take(now) {

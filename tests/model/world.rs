@@ -11,8 +11,8 @@ use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
 use std::collections::{BTreeMap, BTreeSet};
 use tollgate::authorization::{
-    Accuracy, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal, Slot,
-    Table, Verdict, Window,
+    Accuracy, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal,
+    Slot, Table, Verdict, Window,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};

@@ -28,7 +28,8 @@ impl Root {
         }
         // Ticks come a little early and late.
         let period = u64::from(tick_milliseconds(&self.configuration));
-        self.next_full_tick = now.monotonic.saturating_add(period - period / 8);
+        let soon = period.saturating_sub(period / 8);
+        self.next_full_tick = now.monotonic.saturating_add(soon);
         self.agree_on_key(shared);
         for index in 0..self.services.len() {
             let Some(at_work) = self.services.get_mut(index) else {

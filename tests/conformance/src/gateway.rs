@@ -18,7 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use service_management::{Backend, Request, Response};
 use tollgate::authorization::{
-    Accuracy, Applications, Change, Identity, Learned, Lifetimes, Limit, Refresher, Refusal, Slot, Verdict,
+    Accuracy, Applications, Change, Identity, Learned, Lifetimes, Limit, Refresher, Refusal, Slot,
+    Verdict,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Credential, Identities, Kind, Scope};

@@ -165,9 +165,9 @@ impl Gateway {
             settings: self.settings,
             now,
         };
-        let (reports, _) =
-            self.flusher
-                .next(&self.data, &mut self.applications, &SERVICE, &terms);
+        let (reports, _) = self
+            .flusher
+            .next(&self.data, &mut self.applications, &SERVICE, &terms);
         for slot in self.flusher.take_due() {
             self.refresher.add(slot);
         }
@@ -182,9 +182,7 @@ impl Gateway {
             digest,
             value,
             ..
-        } in self
-            .refresher
-            .next(&self.data, &mut self.applications, now)
+        } in self.refresher.next(&self.data, &mut self.applications, now)
         {
             calls.push(Call::Ask {
                 slot,

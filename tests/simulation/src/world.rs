@@ -295,10 +295,7 @@ impl World {
             Event::FirstAsked(gateway, application) => {
                 let answer = self.backend.authorize(gateway, application, self.now);
                 let asked = self.now - ONE_WAY;
-                self.after(
-                    ONE_WAY,
-                    Event::Learned(gateway, application, answer, asked),
-                );
+                self.after(ONE_WAY, Event::Learned(gateway, application, answer, asked));
             }
             Event::Acknowledged(gateway, batch) => {
                 let calls = self.gateways[gateway].reported(batch, now);
