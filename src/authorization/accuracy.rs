@@ -16,6 +16,8 @@ const LOOKS_OF_HEADROOM: u128 = 4;
 /// How soon after its acknowledgement a report is taken to be in the backend's counts, as
 /// long as nothing else was seen (milliseconds). 3scale's backend takes tens of milliseconds.
 pub const SHORTEST_SETTLING: u64 = 1_000;
+/// The same at most: what is not in the counts by then never will be (milliseconds).
+pub const LONGEST_SETTLING: u64 = 10_000;
 /// A whole, as a share is counted.
 const WHOLE: u16 = u16::MAX;
 /// So much of a newly seen share counts: one in so many.

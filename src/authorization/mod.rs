@@ -21,7 +21,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 
-pub use accuracy::{Accuracy, Grant, SHORTEST_SETTLING};
+pub use accuracy::{Accuracy, Grant, LONGEST_SETTLING, SHORTEST_SETTLING};
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
 pub use limit::Limit;
 pub use marks::{Mark, Marks};

@@ -7,7 +7,7 @@
 //! Metrics stand here by name, never by index into a configuration, because two
 //! configurations can be alive at once. The byte layout is in `codec`.
 
-use super::accuracy::{Accuracy, Grant, Known, mix};
+use super::accuracy::{Accuracy, Grant, Known, LONGEST_SETTLING, mix};
 use super::limit::Limit;
 use super::names::Names;
 use crate::credentials::{Digest, Kind};
@@ -418,11 +418,13 @@ impl Record {
                 continue;
             };
             // The others' usage cannot have become less: something of ours is missing.
+            let age = asked.monotonic.saturating_sub(self.acknowledged_at);
             let late = settled
                 && !limit.unsure
+                && age < LONGEST_SETTLING
                 && report.current < limit.sent.saturating_add(limit.foreign);
-            if late && self.acknowledged_at < asked.monotonic {
-                look.late = Some(asked.monotonic.saturating_sub(self.acknowledged_at));
+            if late {
+                look.late = Some(age);
             }
             // Of what was sent, something may never arrive or arrive twice: then the
             // count and what was not sent yet is all that can be said.

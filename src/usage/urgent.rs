@@ -5,7 +5,9 @@
 //! for either now, within a budget of calls. Only a service's leader does it, on ticks.
 //! What stands here may be lost: whoever wants to be looked at is marked again.
 
-use crate::authorization::{Accuracy, Applications, Change, Mark, Record, SHORTEST_SETTLING, Slot};
+use crate::authorization::{
+    Accuracy, Applications, Change, LONGEST_SETTLING, Mark, Record, SHORTEST_SETTLING, Slot,
+};
 use crate::moment::Moment;
 use crate::shared_data::SharedData;
 use std::collections::{HashMap, HashSet};
@@ -14,9 +16,11 @@ use std::collections::{HashMap, HashSet};
 const MILLISECONDS_OF_A_CALL: u64 = 360;
 /// Calls saved up at most.
 const MOST_SAVED: u64 = 1;
-/// How long after its acknowledgement a report is taken to be in the backend's counts, at
-/// most (milliseconds).
-const LONGEST_SETTLING: u64 = 10_000;
+/// A report was seen to be missing at some age: so many times that age is waited from then on.
+/// Most looks cannot tell, because what the others report hides what is missing.
+const MARGIN: u64 = 3;
+/// So much of that age is forgotten with every look that misses nothing: one part in so many.
+const FADING: u64 = 256;
 /// Under `eager`, how soon after it the counts are looked at, settled or not.
 const EAGER_SETTLING: u64 = 200;
 /// Slots that are followed at a time. Others are marked again when they are refused.
@@ -123,7 +127,7 @@ impl Urgent {
     pub fn settled_after(&self) -> u64 {
         if self.strict {
             self.late
-                .saturating_mul(2)
+                .saturating_mul(MARGIN)
                 .clamp(SHORTEST_SETTLING, LONGEST_SETTLING)
         } else {
             EAGER_SETTLING
@@ -262,7 +266,7 @@ impl Urgent {
     /// an acknowledged report in them which was so old (milliseconds).
     pub fn answered(&mut self, slot: Slot, late: Option<u64>, now: Moment) {
         let Some(age) = late.filter(|_| self.strict) else {
-            self.late = self.late.saturating_sub(self.late / 256);
+            self.late = self.late.saturating_sub(self.late / FADING);
             self.followed.remove(&slot);
             return;
         };
