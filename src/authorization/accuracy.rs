@@ -124,10 +124,13 @@ impl Grant {
         if self.is_strict() {
             let headroom = known.maximum.saturating_sub(known.used);
             let grant = self.part(headroom, GRANTS_OF_HEADROOM, luck);
-            self.until = self
-                .until
-                .min(known.own)
+            let spent = self.until.min(known.own);
+            // Never more than two grants that the others cannot have seen.
+            let most = known.sent.saturating_add(grant.saturating_mul(2));
+            self.until = spent
                 .saturating_add(grant)
+                .min(most)
+                .max(spent)
                 .min(u64::MAX.saturating_sub(1));
             self.urgent_at = known.own.saturating_add((grant / 2).max(1));
         } else {
@@ -213,4 +216,207 @@ pub const fn mix(one: u64, other: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ (word >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{at, known, limit, metrics, usage};
+    use super::super::{Period, Record, Refusal};
+    use super::*;
+    use crate::authorization::Outcome;
+    use crate::moment::Moment;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    const STRICT: Accuracy = Accuracy::Strict {
+        gateways: 4,
+        settled_after: 1_000,
+    };
+
+    /// A record with a limit of 1,200 hits a minute, of which so many are used by others.
+    fn record(accuracy: Accuracy, used: u64) -> Record {
+        let mut record = Record::vacant();
+        look(&mut record, accuracy, used, at(0));
+        record
+    }
+
+    fn look(record: &mut Record, accuracy: Accuracy, counted: u64, now: Moment) -> Option<u64> {
+        let answer = known(vec![limit("hits", Period::Minute, 1_200, counted, now)]);
+        record
+            .refresh(&answer, &metrics(false), now, 60_000, 0)
+            .unwrap();
+        record.renew_grants(&answer, accuracy, now).late
+    }
+
+    fn admit(record: &mut Record, hits: u64, now: Moment) -> Result<(), Refusal> {
+        let metrics = metrics(false);
+        record.admit(&usage(&metrics, &[("hits", hits)]), &metrics, now)
+    }
+
+    fn report(record: &mut Record, batch: u64, now: Moment) {
+        let metrics = metrics(false);
+        assert!(!record.dispatch(batch, u64::MAX, 10, &metrics).is_empty());
+        record.settle(batch, Outcome::Acknowledged, &metrics, now);
+    }
+
+    #[test]
+    fn a_first_grant_is_an_even_share_of_a_third_of_what_is_left() {
+        let mut record = record(STRICT, 0);
+        for _ in 0..100 {
+            assert_eq!(admit(&mut record, 1, at(1)), Ok(()));
+        }
+        assert_eq!(admit(&mut record, 1, at(1)), Err(Refusal::Early));
+    }
+
+    #[test]
+    fn half_of_a_grant_makes_it_urgent_once() {
+        let mut record = record(STRICT, 600);
+        admit(&mut record, 24, at(1)).unwrap();
+        assert!(!record.take_urgent());
+        admit(&mut record, 1, at(1)).unwrap();
+        assert!(record.take_urgent());
+        admit(&mut record, 1, at(1)).unwrap();
+        assert!(!record.take_urgent());
+    }
+
+    #[test]
+    fn a_look_before_its_reports_have_settled_renews_nothing() {
+        let mut record = record(STRICT, 0);
+        admit(&mut record, 100, at(1)).unwrap();
+        report(&mut record, 1, at(20));
+        for early in [21, 1_020] {
+            look(&mut record, STRICT, 100, at(early));
+            assert_eq!(admit(&mut record, 1, at(early)), Err(Refusal::Early));
+        }
+        look(&mut record, STRICT, 100, at(1_021));
+        assert_eq!(admit(&mut record, 1, at(1_022)), Ok(()));
+    }
+
+    #[test]
+    fn looks_without_reports_come_to_no_more_than_two_grants() {
+        let mut record = record(STRICT, 0);
+        let mut admitted = 0;
+        for now in 1..20 {
+            while admit(&mut record, 1, at(now)).is_ok() {
+                admitted += 1;
+            }
+            look(&mut record, STRICT, 0, at(now));
+        }
+        assert!((101..=200).contains(&admitted), "{admitted}");
+    }
+
+    #[test]
+    fn a_look_that_misses_a_report_says_how_old_it_is_and_renews_nothing() {
+        let mut record = record(STRICT, 0);
+        admit(&mut record, 100, at(1)).unwrap();
+        report(&mut record, 1, at(20));
+        assert_eq!(look(&mut record, STRICT, 60, at(1_520)), Some(1_500));
+        assert_eq!(admit(&mut record, 1, at(1_521)), Err(Refusal::Early));
+        // What is missing for good is not waited for.
+        assert_eq!(look(&mut record, STRICT, 60, at(10_020)), None);
+        assert_eq!(admit(&mut record, 1, at(10_021)), Ok(()));
+    }
+
+    #[test]
+    fn a_costly_request_goes_over_its_grant_and_is_a_debt_of_the_next() {
+        let mut record = record(STRICT, 0);
+        admit(&mut record, 99, at(1)).unwrap();
+        assert_eq!(admit(&mut record, 500, at(1)), Ok(()));
+        assert_eq!(admit(&mut record, 1, at(1)), Err(Refusal::Early));
+        report(&mut record, 1, at(20));
+        look(&mut record, STRICT, 599, at(2_000));
+        assert_eq!(admit(&mut record, 1, at(2_001)), Err(Refusal::Early));
+    }
+
+    #[test]
+    fn what_is_used_up_is_refused_for_that_and_not_early() {
+        let mut record = record(STRICT, 1_200);
+        let refused = admit(&mut record, 1, at(1));
+        assert!(
+            matches!(refused, Err(Refusal::Limited { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(record.least_headroom(at(1)), None);
+    }
+
+    #[test]
+    fn the_next_window_begins_with_a_grant_of_its_own() {
+        let mut record = record(STRICT, 0);
+        admit(&mut record, 100, at(1)).unwrap();
+        assert_eq!(admit(&mut record, 1, at(59_999)), Err(Refusal::Early));
+        for _ in 0..100 {
+            assert_eq!(admit(&mut record, 1, at(60_000)), Ok(()));
+        }
+        assert_eq!(admit(&mut record, 1, at(60_000)), Err(Refusal::Early));
+    }
+
+    #[test]
+    fn a_gateway_that_has_all_the_traffic_is_granted_more_of_it() {
+        let mut record = record(STRICT, 0);
+        let mut granted = Vec::new();
+        let mut now = 0;
+        for batch in 1..8 {
+            let mut count = 0;
+            while admit(&mut record, 1, at(now)).is_ok() {
+                count += 1;
+            }
+            granted.push(count);
+            report(&mut record, batch, at(now));
+            now += 2_000;
+            let own = granted.iter().sum();
+            look(&mut record, STRICT, own, at(now));
+        }
+        assert!(granted[3] > granted[0], "{granted:?}");
+    }
+
+    #[test]
+    fn eager_admits_what_is_known_to_be_left_and_looks_sooner_and_sooner() {
+        let eager = Accuracy::Eager { gateways: 4 };
+        let mut record = record(eager, 0);
+        admit(&mut record, 74, at(1)).unwrap();
+        assert!(!record.take_urgent());
+        admit(&mut record, 1, at(1)).unwrap();
+        assert!(record.take_urgent());
+        assert_eq!(admit(&mut record, 1_125, at(2)), Ok(()));
+        let refused = admit(&mut record, 1, at(3));
+        assert!(
+            matches!(refused, Err(Refusal::Limited { .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn a_gateway_alone_has_no_grants_also_where_there_were_others_before() {
+        let mut record = record(STRICT, 0);
+        look(&mut record, Accuracy::Exact, 0, at(1));
+        assert!(record.limits().all(|(_, limit)| limit.grant.is_none()));
+        assert_eq!(admit(&mut record, 1_200, at(2)), Ok(()));
+    }
+
+    #[test]
+    fn shares_of_all_gateways_add_up_to_a_whole() {
+        let shares = [40_000_u16, 20_000, 5_535, 0].map(|share| Grant {
+            until: 0,
+            urgent_at: 0,
+            share,
+            gateways: 4,
+        });
+        let sum: u32 = shares.iter().map(Grant::effective_share).sum();
+        assert!((65_500..=65_536).contains(&sum), "{sum}");
+    }
+
+    #[test]
+    fn of_less_than_a_unit_chance_gives_a_part_of_the_gateways_one() {
+        let grant = Grant {
+            until: 0,
+            urgent_at: 0,
+            share: WHOLE / 16,
+            gateways: 16,
+        };
+        let given: u64 = (0..1_600)
+            .map(|luck| grant.part(6, GRANTS_OF_HEADROOM, mix(luck, 1)))
+            .sum();
+        // 2 units of 6 to 16 gateways, a hundred times.
+        assert!((150..=250).contains(&given), "{given}");
+    }
 }

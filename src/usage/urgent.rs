@@ -287,3 +287,47 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
         acknowledged_at: record.acknowledged_at,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    const STRICT: Accuracy = Accuracy::Strict {
+        gateways: 4,
+        settled_after: 1_000,
+    };
+
+    fn at(monotonic: u64) -> Moment {
+        Moment { wall: 0, monotonic }
+    }
+
+    #[test]
+    fn a_budget_gives_less_than_three_calls_a_second_and_saves_up_no_more_than_one() {
+        let mut budget = Budget::default();
+        let calls = (0..10_000).filter(|now| budget.take(at(100_000 + now)));
+        assert!((27..30).contains(&calls.count()));
+        assert!(budget.take(at(1_000_000)));
+        assert!(!budget.take(at(1_000_000)));
+    }
+
+    #[test]
+    fn a_gateway_alone_follows_nobody() {
+        assert!(Urgent::wanted(1, Accuracy::Exact).is_none());
+    }
+
+    #[test]
+    fn a_report_seen_to_be_late_is_waited_for_longer_within_bounds() {
+        let mut urgent = Urgent::wanted(1, STRICT).unwrap();
+        assert_eq!(urgent.settled_after(), SHORTEST_SETTLING);
+        urgent.answered(Slot(1), Some(1_100), at(0));
+        assert_eq!(urgent.settled_after(), 3_300);
+        urgent.answered(Slot(1), Some(9_000), at(0));
+        assert_eq!(urgent.settled_after(), LONGEST_SETTLING);
+        for _ in 0..2_000 {
+            urgent.answered(Slot(1), None, at(0));
+        }
+        assert_eq!(urgent.settled_after(), SHORTEST_SETTLING);
+    }
+}

@@ -41,7 +41,10 @@ fn strict_gateways_overrun_a_limit_by_less_than_two_percent_and_use_all_of_it() 
             lag,
             ..SETUP
         });
-        assert!(figures.worst_overrun() < 0.02, "{gateways} {lag}: {figures:?}");
+        assert!(
+            figures.worst_overrun() < 0.02,
+            "{gateways} {lag}: {figures:?}"
+        );
         assert!(figures.calls < 3.0, "{gateways} {lag}: {figures:?}");
         all_is_used(&figures);
     }
