@@ -323,7 +323,7 @@ impl World {
             Load::Even => (self.random.next() % count as u64) as usize,
             Load::Uneven => {
                 let mut gateway = 0;
-                while gateway + 1 < count && self.random.next() % 2 == 0 {
+                while gateway + 1 < count && self.random.next().is_multiple_of(2) {
                     gateway += 1;
                 }
                 gateway
