@@ -11,5 +11,6 @@ mod flush;
 mod limits;
 mod refresh;
 mod replies;
+mod shared_limits;
 mod support;
 mod table;
