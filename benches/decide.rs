@@ -8,7 +8,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::Instant;
-use tollgate::authorization::{Accuracy, Applications, Identity, Lifetimes, Period, Verdict};
+use tollgate::authorization::{
+    Accuracy, Applications, Identity, Lifetimes, Period, Shown, Verdict,
+};
 use tollgate::credentials::{Credential, Identities, Kind, Scope};
 use tollgate::mapping::{Metrics, Usage};
 use tollgate::moment::Moment;
@@ -112,6 +114,8 @@ fn main() {
             scope: 1,
             kind: Kind::UserKey,
             value: key.as_bytes(),
+            tells: false,
+            shown: Shown::default(),
         };
         applications
             .learn(&data, &identity(), &answer, &metrics, now, &lifetimes)

@@ -142,9 +142,19 @@ fn every_configuration_inside_of_envoys_and_istios_is_accepted_with_the_environm
 
 #[test]
 fn every_part_of_a_service_in_the_documentation_is_accepted() {
-    const PARTS: [&str; 4] = ["credentials", "mapping_rules", "metrics", "exempt"];
+    const PARTS: [&str; 5] = [
+        "credentials",
+        "mapping_rules",
+        "metrics",
+        "exempt",
+        "replies",
+    ];
     let mut loaded = Vec::new();
     for block in blocks() {
+        // A whole configuration has some of these fields at its top.
+        if !block.title.is_empty() {
+            continue;
+        }
         let value = yaml(&block);
         for part in PARTS {
             let Some(fragment) = value.get(part) else {
@@ -189,11 +199,22 @@ fn the_documented_defaults_are_the_defaults() {
     };
     remove(
         &mut shortest,
-        &["authorization", "reporting", "unmatched_hosts"],
+        &["authorization", "reporting", "unmatched_hosts", "replies"],
     );
     remove(&mut shortest["service_management"], &["timeout"]);
     let service = &mut shortest["services"][0];
-    remove(service, &["credentials", "metrics", "exempt"]);
+    remove(
+        service,
+        &[
+            "path_prefix",
+            "oauth",
+            "credentials",
+            "metrics",
+            "exempt",
+            "replies",
+            "rate_limit_headers",
+        ],
+    );
     remove(&mut service["mapping_rules"][0], &["method", "last"]);
 
     let spelled_out = load_yaml(&yaml(block), &block.place);
@@ -202,6 +223,7 @@ fn the_documented_defaults_are_the_defaults() {
     assert_eq!(spelled_out.authorization, left_out.authorization);
     assert_eq!(spelled_out.reporting, left_out.reporting);
     assert_eq!(spelled_out.unmatched_hosts, left_out.unmatched_hosts);
+    assert_eq!(spelled_out.replies, left_out.replies);
     assert_eq!(
         format!("{:?}", spelled_out.services),
         format!("{:?}", left_out.services)
@@ -220,8 +242,14 @@ fn every_field_is_in_the_reference() {
         r#"{ "services": [{ "mapping_rules": [{ "?": 0 }] }] }"#,
         r#"{ "authorization": { "?": 0 } }"#,
         r#"{ "reporting": { "?": 0 } }"#,
+        r#"{ "replies": { "denied": { "?": 0 } } }"#,
     ];
-    for probe in probes {
+    let whole = r#"{
+        "service_management": { "cluster": "c", "authority": "a" },
+        "services": [],
+        "replies": { "?": {} }
+    }"#;
+    for probe in probes.into_iter().chain([whole]) {
         let error = Configuration::parse(probe.as_bytes(), &|_| None)
             .unwrap_err()
             .to_string();
@@ -260,7 +288,9 @@ fn document(name: &str) -> String {
 
 #[test]
 fn every_counter_is_in_the_description_of_operations_and_no_other() {
-    let counters = names("src/host/stats.rs", "const ALL:", "];\n");
+    let mut counters = names("src/host/stats.rs", "const ALL:", "];\n");
+    let gauges = ["usage_pending", "usage_in_flight"];
+    counters.extend(gauges.map(str::to_owned));
     let operations = document("docs/operations.md");
     for counter in &counters {
         let row = format!("\n| `{counter}` | ");
@@ -293,6 +323,22 @@ fn every_detail_of_a_reply_and_every_reason_is_in_the_description_of_failure() {
     for reason in reasons.chain(failures.iter().map(String::as_str)) {
         assert!(failure.contains(&format!("`{reason}`")), "{reason}");
     }
+}
+
+#[test]
+fn the_shipped_rate_limit_headers_are_the_ones_that_the_filter_hands_over() {
+    let states = names("src/host/local_reply.rs", "fn quota_fields", ".into_iter()");
+    let file: Value = serde_yaml::from_str(&document("envoy/rate-limit-headers.yaml")).unwrap();
+    let mut shipped = Vec::new();
+    for added in file["response_headers_to_add"].as_sequence().unwrap() {
+        let header = &added["header"];
+        let value = header["value"].as_str().unwrap();
+        let state = value.strip_prefix("%FILTER_STATE(wasm.").unwrap();
+        shipped.push(header["key"].as_str().unwrap().to_lowercase());
+        shipped.push(state.strip_suffix(":PLAIN)%").unwrap().to_owned());
+        assert_eq!(added["append_action"], "OVERWRITE_IF_EXISTS_OR_ADD");
+    }
+    assert_eq!(states, shipped);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 4 | magic and layout version, `TGr2` |
+//! | 0 | 4 | magic and layout version, `TGr3` |
 //! | 4 | 1 | state: 0 vacant, 1 candidate, 2 live |
 //! | 5 | 1 | denial, by its code; 0 if allowed |
 //! | 6 | 1 | kind of the identity |
@@ -16,15 +16,18 @@
 //! | 24 | 8 | scope |
 //! | 32 | 32 | fetched at, fresh until, stale until, last used |
 //! | 64 | 24 | batch, its deadline, acknowledged at |
-//! | 88 | 4 | number of names, of limits; 2 bytes of zero |
-//! | 92 | 4 | number of usage entries, length of the identity, 2 bytes each |
+//! | 88 | 8 | the keys: 0 unheard, 1 none, else the hash of the cold value |
+//! | 96 | 4 | number of names, of limits; 2 bytes of zero |
+//! | 100 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
 //! Then, without gaps: limits (51 bytes each: name, period, flags, start, end, maximum,
 //! own, sent, foreign; flags: 1 unsure, 2 with a grant, which follows in 20 bytes: until,
-//! urgent at, share, gateways), ledgers (24: admitted, acknowledged, lost; one per name), usage
-//! (26: name, hour, at, pending, in flight), names (parent, length, text), identity.
+//! urgent at, share, gateways), ledgers (32: admitted, acknowledged, lost, published; one per
+//! name), usage (34: name, hour, at, pending, in flight, settling), names (parent, length,
+//! text), identity.
 
 use super::accuracy::Grant;
+use super::keys::Keys;
 use super::limit::Limit;
 use super::names::Names;
 use super::period::{Period, Window};
@@ -33,7 +36,45 @@ use crate::credentials::{Digest, Kind};
 use crate::service_management::Denial;
 use thiserror::Error;
 
-const MAGIC: &[u8; 4] = b"TGr2";
+const MAGIC: &[u8; 4] = b"TGr3";
+/// Offsets of the header, for whoever works on the bytes themselves.
+pub const STATE: usize = 4;
+/// See [`STATE`].
+pub const DENIAL: usize = 5;
+/// See [`STATE`].
+pub const DIGEST: usize = 8;
+/// See [`STATE`].
+pub const FRESH_UNTIL: usize = 40;
+/// See [`STATE`].
+pub const LAST_USED: usize = 56;
+/// See [`STATE`].
+pub const KEYS: usize = 88;
+/// The state of a record that may be used.
+pub const LIVE: u8 = 2;
+/// The parent of a name that has none.
+pub const NO_PARENT: u8 = Names::NO_PARENT;
+const COUNTS: usize = 96;
+const HEADER: usize = 104;
+const LIMIT: usize = 51;
+const LIMIT_FLAGS: usize = 2;
+/// Offsets in a limit; at 0 is its name.
+pub const LIMIT_START: usize = 3;
+/// See [`LIMIT_START`].
+pub const LIMIT_END: usize = 11;
+/// See [`LIMIT_START`].
+pub const LIMIT_MAXIMUM: usize = 19;
+/// See [`LIMIT_START`].
+pub const LIMIT_OWN: usize = 27;
+/// See [`LIMIT_START`].
+pub const LIMIT_FOREIGN: usize = 43;
+const LEDGER: usize = 32;
+const USAGE: usize = 34;
+/// Offsets in an entry of usage; at 0 is its name.
+pub const USAGE_HOUR: usize = 1;
+/// See [`USAGE_HOUR`].
+pub const USAGE_AT: usize = 2;
+/// See [`USAGE_HOUR`].
+pub const USAGE_PENDING: usize = 10;
 const REFRESH_MARKED: u8 = 1;
 const ALONE: u8 = 2;
 const UNSURE: u8 = 1;
@@ -53,6 +94,77 @@ pub fn digest_of(bytes: &[u8]) -> Option<Digest> {
     }
     let digest = header.get(8..24)?.try_into().ok()?;
     Some(Digest(digest))
+}
+
+/// Where the parts of a record stand whose limits are all without a grant, and so of one
+/// length.
+///
+/// They may lie beyond the end of the bytes they were read from: read and write with
+/// checked access.
+#[derive(Clone, Copy, Debug)]
+pub struct Sections {
+    names: usize,
+    limits: usize,
+    usage: usize,
+}
+
+impl Sections {
+    /// Those of the record in these bytes. `None` if they do not begin as one of this layout,
+    /// or a limit has a grant: nothing behind it stands where it is looked for.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        if !bytes.starts_with(MAGIC) {
+            return None;
+        }
+        let [names, limits, _, _, low, high]: [u8; 6] = *bytes.get(COUNTS..)?.first_chunk()?;
+        let sections = Self {
+            names: usize::from(names),
+            limits: usize::from(limits),
+            usage: usize::from(u16::from_le_bytes([low, high])),
+        };
+        for limit in sections.limits() {
+            if bytes.get(limit.checked_add(LIMIT_FLAGS)?)? & GRANTED != 0 {
+                return None;
+            }
+        }
+        Some(sections)
+    }
+
+    /// Whether the plan has no limits.
+    pub const fn has_no_limits(self) -> bool {
+        self.limits == 0
+    }
+
+    /// Offsets of the limits.
+    pub fn limits(self) -> impl Iterator<Item = usize> {
+        (HEADER..).step_by(LIMIT).take(self.limits)
+    }
+
+    /// Offset of the units admitted of a name.
+    pub fn admitted(self, name: usize) -> Option<usize> {
+        self.ledgers()?.checked_add(name.checked_mul(LEDGER)?)
+    }
+
+    /// Offsets of the entries of usage.
+    pub fn usage(self) -> impl Iterator<Item = usize> {
+        let ledgers = self.ledgers().unwrap_or(usize::MAX);
+        let start = ledgers.saturating_add(self.names.saturating_mul(LEDGER));
+        (start..).step_by(USAGE).take(self.usage)
+    }
+
+    /// Each name with its parent, or [`NO_PARENT`].
+    pub fn names(self, bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+        let start = self
+            .ledgers()
+            .unwrap_or(usize::MAX)
+            .saturating_add(self.names.saturating_mul(LEDGER))
+            .saturating_add(self.usage.saturating_mul(USAGE));
+        let mut reader = Reader(bytes.get(start..).unwrap_or_default());
+        (0..self.names).map_while(move |_| reader.name().ok())
+    }
+
+    fn ledgers(self) -> Option<usize> {
+        HEADER.checked_add(self.limits.checked_mul(LIMIT)?)
+    }
 }
 
 /// Writes the record into `out`, replacing what is there.
@@ -85,6 +197,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             record.batch,
             record.batch_deadline,
             record.acknowledged_at,
+            record.keys.code(),
         ],
     );
     out.push(u8::try_from(record.names.len()).unwrap_or(0));
@@ -117,11 +230,22 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     let without = Ledger::default();
     for index in 0..record.names.len() {
         let ledger = record.ledger.get(index).unwrap_or(&without);
-        put_words(out, [ledger.admitted, ledger.acknowledged, ledger.lost]);
+        put_words(
+            out,
+            [
+                ledger.admitted,
+                ledger.acknowledged,
+                ledger.lost,
+                ledger.published,
+            ],
+        );
     }
     for entry in &record.usage {
         out.extend_from_slice(&[entry.name, u8::from(entry.hour)]);
-        put_words(out, [entry.at, entry.pending, entry.in_flight]);
+        put_words(
+            out,
+            [entry.at, entry.pending, entry.in_flight, entry.settling],
+        );
     }
     for index in (0_u8..).take(record.names.len()) {
         let text = record.names.bytes(index);
@@ -157,6 +281,7 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     record.refresh_marked = flags & REFRESH_MARKED != 0;
     record.alone = flags & ALONE != 0;
     record.digest = Digest(reader.bytes()?);
+    let keys;
     [
         record.scope,
         record.fetched_at,
@@ -166,7 +291,9 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
         record.batch,
         record.batch_deadline,
         record.acknowledged_at,
-    ] = reader.words::<8>()?;
+        keys,
+    ] = reader.words::<9>()?;
+    record.keys = Keys::from_code(keys);
     let [names, limits, 0, 0] = reader.bytes()? else {
         return Err(NotARecord);
     };
@@ -205,31 +332,32 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     }
     record.ledger.clear();
     for _ in 0..names {
-        let [admitted, acknowledged, lost] = reader.words()?;
+        let [admitted, acknowledged, lost, published] = reader.words()?;
         record.ledger.push(Ledger {
             admitted,
             acknowledged,
             lost,
+            published,
         });
     }
     record.usage.clear();
     for _ in 0..usage {
         let [name, hour] = reader.bytes()?;
-        let [at, pending, in_flight] = reader.words()?;
+        let [at, pending, in_flight, settling] = reader.words()?;
         record.usage.push(Entry {
             name: named(name)?,
             hour: hour != 0,
             at,
             pending,
             in_flight,
+            settling,
         });
     }
     record.names.clear();
     for _ in 0..names {
-        let parent = reader.byte()?;
-        let length = usize::from(reader.byte()?);
+        let (parent, text) = reader.name()?;
         let known = parent == Names::NO_PARENT || parent < names;
-        if !known || !record.names.add(reader.slice(length)?, parent) {
+        if !known || !record.names.add(text, parent) {
             return Err(NotARecord);
         }
     }
@@ -250,6 +378,11 @@ impl<'a> Reader<'a> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(NotARecord)?;
         self.0 = rest;
         Ok(taken)
+    }
+
+    fn name(&mut self) -> Result<(u8, &'a [u8]), NotARecord> {
+        let [parent, length] = self.bytes()?;
+        Ok((parent, self.slice(usize::from(length))?))
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], NotARecord> {
@@ -317,6 +450,7 @@ mod tests {
         record.admit(&both, &metrics, at(61_000)).unwrap();
         record.denial = Some(Denial::ApplicationNotActive);
         record.refresh_marked = true;
+        record.keys = Keys::Listed(0x1234_5678_9abc_def0);
         record
     }
 
@@ -336,6 +470,7 @@ mod tests {
         assert_eq!(bytes_of(&read), bytes);
         assert_eq!(read.identity, b"a user's key");
         assert_eq!(read.denial, Some(Denial::ApplicationNotActive));
+        assert_eq!(read.keys, Keys::Listed(0x1234_5678_9abc_def0));
         assert_eq!(read.limits().count(), 2);
         assert_eq!(digest_of(&bytes), Some(Digest([7; 16])));
     }
@@ -344,6 +479,7 @@ mod tests {
     fn a_grant_reads_as_it_was_written_and_costs_nothing_where_there_is_none() {
         let mut record = full();
         let without = bytes_of(&record).len();
+        assert!(Sections::of(&bytes_of(&record)).is_some());
         let grant = Grant {
             until: 17,
             urgent_at: u64::MAX,
@@ -354,6 +490,7 @@ mod tests {
         record.limits[1].unsure = true;
         let bytes = bytes_of(&record);
         assert_eq!(bytes.len(), without + 20);
+        assert!(Sections::of(&bytes).is_none());
         let mut read = Record::vacant();
         decode(&bytes, &mut read).unwrap();
         assert_eq!(read.limits[0].grant, None);
@@ -383,7 +520,7 @@ mod tests {
     #[test]
     fn another_layout_is_none() {
         let mut bytes = bytes_of(&full());
-        bytes[3] = b'1';
+        bytes[3] = b'2';
         assert_eq!(decode(&bytes, &mut Record::vacant()), Err(NotARecord));
         assert_eq!(digest_of(&bytes), None);
     }
@@ -432,8 +569,9 @@ mod properties {
                 record.settle(record.batch, Outcome::Returned, &metrics, at(0));
                 record.dispatch(3, u64::MAX, 10, &metrics);
                 record.settle(3, Outcome::Acknowledged, &metrics, at(1));
-                record.give_up_unreportable(at(1));
-                let _ = record.may_give_way();
+                record.give_up_unreportable(&metrics, at(1));
+                record.publish(&metrics);
+                let _ = record.may_give_way(at(1));
                 encode(&record, &mut bytes);
             }
         }

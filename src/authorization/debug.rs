@@ -5,6 +5,7 @@
 use super::applications::Identity;
 use super::record::Record;
 use super::refresh::Question;
+use super::shown::{Asked, Referrer, Shown};
 use std::fmt;
 
 impl fmt::Debug for Identity<'_> {
@@ -14,7 +15,32 @@ impl fmt::Debug for Identity<'_> {
             .field("digest", &self.digest)
             .field("scope", &self.scope)
             .field("kind", &self.kind)
+            .field("shown", &self.shown)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Shown")
+            .field("rule", &self.rule)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Referrer<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Ignored => "Ignored",
+            Self::Named(_) => "Named",
+        })
+    }
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Asked").finish_non_exhaustive()
     }
 }
 
@@ -47,6 +73,7 @@ impl fmt::Debug for Record {
             .field("batch", &self.batch)
             .field("batch_deadline", &self.batch_deadline)
             .field("acknowledged_at", &self.acknowledged_at)
+            .field("keys", &self.keys)
             .field("names", &self.names)
             .field("ledger", &self.ledger)
             .field("limits", &self.limits)
@@ -70,17 +97,27 @@ mod tests {
     fn debug_never_shows_a_credential() {
         let digest = Digest([7; 16]);
         let kind = Kind::UserKey;
+        let canary = std::str::from_utf8(CANARY).ok();
+        let shown = Shown {
+            app_key: canary,
+            referrer: Referrer::Named(canary),
+            ..Shown::default()
+        };
         let identity = Identity {
             digest,
             scope: 1,
             kind,
             value: CANARY,
+            shown,
+            tells: false,
         };
         let question = Question {
             slot: Slot(1),
             digest,
             kind,
             value: CANARY.to_vec(),
+            app_key: shown.app_key.map(str::to_owned),
+            attempt: 0,
         };
         let mut record = Record::vacant();
         record.identity = CANARY.to_vec();
@@ -97,6 +134,8 @@ mod tests {
         let mut shown = vec![
             format!("{identity:?}"),
             format!("{question:?}"),
+            format!("{shown:?}"),
+            format!("{:?}", shown.to_asked()),
             format!("{record:?}"),
             format!("{learned:?}"),
             format!("{headers:?}"),

@@ -8,12 +8,16 @@
 //! configurations can be alive at once. The byte layout is in `codec`.
 
 use super::accuracy::{Accuracy, Grant, Known, LONGEST_SETTLING, mix};
+use super::keys::Keys;
 use super::limit::Limit;
 use super::names::Names;
+use super::quota::Quota;
+use super::units::Units;
 use crate::credentials::{Digest, Kind};
 use crate::mapping::{Metrics, Usage};
 use crate::moment::Moment;
 use crate::service_management::{Authorization, Denial};
+use std::cmp::Reverse;
 use thiserror::Error;
 
 /// Seconds after which usage can no longer be reported: the backend takes 24 hours,
@@ -26,6 +30,10 @@ const MINUTES_KEPT_SECONDS: u64 = 180;
 const SETTLED_MILLISECONDS: u64 = 5_000;
 /// A gateway that admitted nothing for so long knows little of what the others did.
 const IDLE_MILLISECONDS: u64 = 10_000;
+/// Entries of usage that is only kept until it has settled, about.
+const MOST_SETTLING: usize = 16;
+/// How long ago a worker may have read its clock when it writes.
+pub const LATE_READING_SECONDS: u64 = 60;
 /// Limits of a record: their number is one byte in the layout.
 const MOST_LIMITS: usize = 255;
 
@@ -85,6 +93,8 @@ pub struct Ledger {
     pub acknowledged: u64,
     /// Units that will never be reported; each was counted and logged when it was given up.
     pub lost: u64,
+    /// The part of `admitted` that the service's sums have.
+    pub published: u64,
 }
 
 /// Unacknowledged usage of one metric in one minute or hour.
@@ -100,6 +110,18 @@ pub struct Entry {
     pub pending: u64,
     /// Sent in the record's batch and not yet answered.
     pub in_flight: u64,
+    /// Acknowledged so lately that the backend may not have applied it yet.
+    pub settling: u64,
+}
+
+impl Entry {
+    const fn is_acknowledged(&self) -> bool {
+        self.pending == 0 && self.in_flight == 0
+    }
+
+    const fn is_over(&self) -> bool {
+        self.pending == 0 && self.in_flight == 0 && self.settling == 0
+    }
 }
 
 /// Usage of one minute or hour, as one transaction of a report.
@@ -132,8 +154,10 @@ pub enum Outcome {
     Returned,
     /// Perhaps applied: pending again, and still counted as sent.
     Resent,
-    /// Given up.
+    /// Perhaps applied, and given up.
     Lost,
+    /// Surely not applied, and given up.
+    Refused,
 }
 
 /// What an answer showed of how late the backend counts.
@@ -177,6 +201,8 @@ pub struct Record {
     pub batch_deadline: u64,
     /// When a batch of it was last acknowledged (monotonic milliseconds).
     pub acknowledged_at: u64,
+    /// The application's keys, if it is known by an `app_id`.
+    pub keys: Keys,
     pub(super) names: Names,
     pub(super) ledger: Vec<Ledger>,
     pub(super) limits: Vec<Limit>,
@@ -213,6 +239,7 @@ impl Record {
             batch: 0,
             batch_deadline: 0,
             acknowledged_at: 0,
+            keys: Keys::Unheard,
             names: Names::default(),
             ledger: Vec::new(),
             limits: Vec::new(),
@@ -241,10 +268,13 @@ impl Record {
 
     /// Whether the slot may be given to somebody else without losing usage or
     /// the exactness of a limit: nothing unacknowledged, and what was reported has
-    /// been seen in a later answer.
+    /// been seen in a later answer; or, where there is no limit, would be in an answer of now,
+    /// which could bring one.
     #[must_use]
-    pub fn may_give_way(&self) -> bool {
+    pub fn may_give_way(&self, now: Moment) -> bool {
+        let settling = self.usage.iter().any(|entry| entry.settling > 0);
         self.batch == 0
+            && (!settling || self.is_settled(now))
             && self
                 .usage
                 .iter()
@@ -287,6 +317,7 @@ impl Record {
         }
         self.resolve(usage, metrics)?;
         self.check_limits()?;
+        let minute = self.minute_of(now);
         for index in 0..self.charges.len() {
             let Some(charge) = self.charges.get(index).copied() else {
                 break;
@@ -296,7 +327,7 @@ impl Record {
                     limit.own = limit.own.saturating_add(charge.delta);
                 }
             }
-            self.add_pending(charge.name, charge.delta, now);
+            self.add_pending(charge.name, charge.delta, minute);
         }
         self.last_used = now.monotonic;
         Ok(())
@@ -327,11 +358,7 @@ impl Record {
         let mut until = None;
         let mut early = false;
         for limit in &self.limits {
-            let cost = self
-                .charges
-                .iter()
-                .filter(|charge| charge.counts_for & Names::bit(limit.name) != 0)
-                .fold(0_u64, |sum, charge| sum.saturating_add(charge.delta));
+            let cost = self.cost(limit);
             if cost == 0 {
                 continue;
             }
@@ -472,6 +499,33 @@ impl Record {
         mix(u64::from_le_bytes([a, b, c, d, e, f, g, h]), moment)
     }
 
+    /// What the usage that was resolved last costs of a limit.
+    fn cost(&self, limit: &Limit) -> u64 {
+        self.charges
+            .iter()
+            .filter(|charge| charge.counts_for & Names::bit(limit.name) != 0)
+            .fold(0_u64, |sum, charge| sum.saturating_add(charge.delta))
+    }
+
+    /// What the caller is told of its limits right after [`admit`](Self::admit) has admitted
+    /// its request, or `refused` it for a limit: of those that count its usage, the one that
+    /// leaves least; of those that refuse it, the one that does so for longest. `None` if
+    /// there is none.
+    #[must_use]
+    pub fn quota(&self, refused: bool) -> Option<Quota> {
+        self.limits
+            .iter()
+            .filter(|limit| {
+                let cost = self.cost(limit);
+                cost > 0 && !(refused && limit.admits(cost))
+            })
+            .map(Quota::of)
+            .min_by_key(|quota| {
+                let least = if refused { 0 } else { quota.remaining };
+                (least, Reverse(quota.until), quota.remaining)
+            })
+    }
+
     fn roll_windows(&mut self, now: Moment) {
         if self
             .limits
@@ -499,11 +553,20 @@ impl Record {
         self.ledger.get_mut(usize::from(name))
     }
 
-    fn add_pending(&mut self, name: u8, delta: u64, now: Moment) {
+    /// The minute that usage of now is reported at. Where another worker has opened a window
+    /// since this one read its clock, the usage counts in that window, here and so there.
+    /// (A window further ahead is of a calendar clock that was set back.)
+    fn minute_of(&self, now: Moment) -> u64 {
+        let latest = now.seconds().saturating_add(LATE_READING_SECONDS);
+        let starts = self.limits.iter().map(|limit| limit.window.start);
+        let opened = starts.filter(|start| *start <= latest).max();
+        now.minute().max(opened.unwrap_or(0))
+    }
+
+    fn add_pending(&mut self, name: u8, delta: u64, minute: u64) {
         if let Some(ledger) = self.ledger_of(name) {
             ledger.admitted = ledger.admitted.saturating_add(delta);
         }
-        let minute = now.minute();
         let known = self
             .usage
             .iter_mut()
@@ -519,6 +582,7 @@ impl Record {
             at: minute,
             pending: delta,
             in_flight: 0,
+            settling: 0,
         });
     }
 
@@ -540,6 +604,7 @@ impl Record {
                     sum.at = sum.at.max(entry.at);
                     sum.pending = sum.pending.saturating_add(entry.pending);
                     sum.in_flight = sum.in_flight.saturating_add(entry.in_flight);
+                    sum.settling = sum.settling.saturating_add(entry.settling);
                 }
                 None => self.usage.push(Entry {
                     hour: true,
@@ -595,26 +660,46 @@ impl Record {
         transactions
     }
 
+    /// Takes what was admitted since the last time into the service's sums: returns it.
+    pub fn publish(&mut self, metrics: &Metrics) -> Units {
+        let mut units = Units::default();
+        for (name, ledger) in (0_u8..).zip(&mut self.ledger) {
+            let new = ledger.admitted.saturating_sub(ledger.published);
+            ledger.published = ledger.admitted;
+            if new > 0 {
+                units.add_named(metrics, self.names.text(name), new);
+            }
+        }
+        units
+    }
+
     /// Settles the batch. Does nothing if the record is not in that batch (any more).
     /// Returns the units that left flight.
-    pub fn settle(&mut self, batch: u64, outcome: Outcome, metrics: &Metrics, now: Moment) -> u64 {
+    pub fn settle(
+        &mut self,
+        batch: u64,
+        outcome: Outcome,
+        metrics: &Metrics,
+        now: Moment,
+    ) -> Units {
+        let mut units = Units::default();
         if self.batch != batch || batch == 0 {
-            return 0;
+            return units;
         }
-        let mut units: u64 = 0;
+        let settled = now.monotonic > self.acknowledged_at.saturating_add(SETTLED_MILLISECONDS);
         for index in 0..self.usage.len() {
             let Some(entry) = self.usage.get(index).copied() else {
                 break;
             };
             let count = entry.in_flight;
-            units = units.saturating_add(count);
+            units.add_named(metrics, self.names.text(entry.name), count);
             match outcome {
                 Outcome::Acknowledged => {
                     if let Some(ledger) = self.ledger_of(entry.name) {
                         ledger.acknowledged = ledger.acknowledged.saturating_add(count);
                     }
                 }
-                Outcome::Lost => {
+                Outcome::Lost | Outcome::Refused => {
                     if let Some(ledger) = self.ledger_of(entry.name) {
                         ledger.lost = ledger.lost.saturating_add(count);
                     }
@@ -624,18 +709,32 @@ impl Record {
             if count > 0 {
                 self.change_limits(&entry, metrics, |limit| match outcome {
                     Outcome::Acknowledged => {}
-                    Outcome::Returned => limit.sent = limit.sent.saturating_sub(count),
+                    Outcome::Returned | Outcome::Refused => {
+                        limit.sent = limit.sent.saturating_sub(count);
+                    }
                     Outcome::Resent | Outcome::Lost => limit.unsure = true,
                 });
             }
             if let Some(entry) = self.usage.get_mut(index) {
                 entry.in_flight = 0;
+                if settled {
+                    entry.settling = 0;
+                }
+                if outcome == Outcome::Acknowledged {
+                    entry.settling = entry.settling.saturating_add(count);
+                }
                 if matches!(outcome, Outcome::Returned | Outcome::Resent) {
                     entry.pending = entry.pending.saturating_add(count);
                 }
             }
         }
-        self.usage.retain(|entry| entry.pending > 0);
+        self.usage.retain(|entry| !entry.is_over());
+        // Where batches come faster than they settle, minutes would stay for ever.
+        while self.usage.len() > MOST_SETTLING
+            && let Some(oldest) = self.usage.iter().position(Entry::is_acknowledged)
+        {
+            self.usage.remove(oldest);
+        }
         self.batch = 0;
         self.batch_deadline = 0;
         if outcome == Outcome::Acknowledged {
@@ -646,9 +745,9 @@ impl Record {
 
     /// Gives up pending usage that the backend would refuse as too old, which would
     /// cost the rest of its batch. Returns the units lost.
-    pub fn give_up_unreportable(&mut self, now: Moment) -> u64 {
+    pub fn give_up_unreportable(&mut self, metrics: &Metrics, now: Moment) -> Units {
         let oldest = now.seconds().saturating_sub(REPORTABLE_SECONDS);
-        let mut units: u64 = 0;
+        let mut units = Units::default();
         for index in 0..self.usage.len() {
             let Some(entry) = self.usage.get_mut(index) else {
                 break;
@@ -658,13 +757,12 @@ impl Record {
             }
             let (name, count) = (entry.name, entry.pending);
             entry.pending = 0;
-            units = units.saturating_add(count);
+            units.add_named(metrics, self.names.text(name), count);
             if let Some(ledger) = self.ledger_of(name) {
                 ledger.lost = ledger.lost.saturating_add(count);
             }
         }
-        self.usage
-            .retain(|entry| entry.pending > 0 || entry.in_flight > 0);
+        self.usage.retain(|entry| !entry.is_over());
         units
     }
 
@@ -761,6 +859,9 @@ impl Record {
         self.add_configured_parents(&mut parents, metrics);
         self.names.set_parents(&parents);
         let settled = self.is_settled(now);
+        if settled {
+            self.forget_settled_usage();
+        }
         let mut limits = Vec::with_capacity(reported.len());
         for (name, report) in reported {
             let known = self
@@ -775,6 +876,14 @@ impl Record {
         }
         self.limits = limits;
         Ok(())
+    }
+
+    /// An answer of now has in its counts all that was acknowledged.
+    fn forget_settled_usage(&mut self) {
+        for entry in &mut self.usage {
+            entry.settling = 0;
+        }
+        self.usage.retain(|entry| !entry.is_over());
     }
 
     /// Makes room for names: of the old ones only those stay that have unacknowledged
@@ -846,7 +955,8 @@ impl Record {
     }
 
     /// A limit that the record does not yet follow: what is not acknowledged counts
-    /// as ours, whatever else the backend has counted as others'.
+    /// as ours, and so does what was, but may not be in the backend's count yet; whatever else
+    /// that has is others'.
     fn new_limit(
         &self,
         name: u8,
@@ -864,10 +974,9 @@ impl Record {
         for entry in &self.usage {
             let counts = self.counts_for(entry.name, metrics) & Names::bit(name) != 0;
             if counts && window.contains(entry.at) {
-                own = own
-                    .saturating_add(entry.pending)
-                    .saturating_add(entry.in_flight);
-                sent = sent.saturating_add(entry.in_flight);
+                let gone = entry.in_flight.saturating_add(entry.settling);
+                own = own.saturating_add(entry.pending).saturating_add(gone);
+                sent = sent.saturating_add(gone);
             }
         }
         let foreign = if window == report.window {

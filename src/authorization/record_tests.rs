@@ -71,6 +71,92 @@ fn exactly_the_maximum_is_admitted() {
 }
 
 #[test]
+fn a_late_reading_of_the_clock_counts_in_the_window_that_another_worker_has_opened() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Minute, 3, 0, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    let end = window(Period::Minute).end;
+    let edge = |after: i64| Moment {
+        wall: (end * 1_000).saturating_add_signed(after),
+        monotonic: 1_000,
+    };
+    record.admit(&one, &metrics, edge(-1)).unwrap();
+    record.admit(&one, &metrics, edge(0)).unwrap();
+    record.admit(&one, &metrics, edge(-1)).unwrap();
+    let sent = record.dispatch(1, 10_000, 10, &metrics);
+    let sent: Vec<_> = sent.iter().map(|it| (it.at, it.usage[0].1)).collect();
+    assert_eq!(sent, [(end - 60, 1), (end, 2)]);
+}
+
+/// A record without limits, of which 5 hits were reported and acknowledged at second 1.
+fn acknowledged(metrics: &Metrics) -> Record {
+    let mut record = record(&known(vec![]), metrics);
+    let five = usage(metrics, &[("hits", 5)]);
+    record.admit(&five, metrics, at(0)).unwrap();
+    record.dispatch(7, 10_000, 10, metrics);
+    record.settle(7, Outcome::Acknowledged, metrics, at(1_000));
+    record
+}
+
+#[test]
+fn a_limit_that_appears_right_after_an_acknowledgement_counts_what_was_acknowledged() {
+    let metrics = metrics(false);
+    for (current, count) in [(0, 5), (3, 5), (5, 5), (8, 8)] {
+        let mut record = acknowledged(&metrics);
+        let plan = known(vec![limit("hits", Period::Minute, 9, current, at(2_000))]);
+        record
+            .refresh(&plan, &metrics, at(2_000), TTL, STALE)
+            .unwrap();
+        assert_eq!(
+            known_count(&record, "hits"),
+            count,
+            "the backend has {current}"
+        );
+    }
+    // Later, the backend has all of it.
+    let mut record = acknowledged(&metrics);
+    let plan = known(vec![limit("hits", Period::Minute, 9, 5, at(7_000))]);
+    record
+        .refresh(&plan, &metrics, at(7_000), TTL, STALE)
+        .unwrap();
+    assert_eq!(known_count(&record, "hits"), 5);
+}
+
+#[test]
+fn a_record_without_limits_stays_until_the_backend_has_what_it_acknowledged() {
+    let metrics = metrics(false);
+    let record = acknowledged(&metrics);
+    assert!(!record.may_give_way(at(1_500)));
+    assert!(record.may_give_way(at(6_001)));
+}
+
+#[test]
+fn what_was_acknowledged_is_forgotten_in_time() {
+    let metrics = metrics(false);
+    let mut record = acknowledged(&metrics);
+    let one = usage(&metrics, &[("hits", 1)]);
+    for number in 0..10_u64 {
+        let now = at(60_000 * (number + 1));
+        record.admit(&one, &metrics, now).unwrap();
+        record.dispatch(number + 8, u64::MAX, 10, &metrics);
+        record.settle(number + 8, Outcome::Acknowledged, &metrics, now);
+        assert!(record.usage.len() <= 2, "{:?}", record.usage);
+    }
+    // Batches every second, for an hour: none has settled before the next.
+    for number in 0..3_600_u64 {
+        let now = at(1_000_000 + 1_000 * number);
+        record.admit(&one, &metrics, now).unwrap();
+        record.dispatch(number + 100, u64::MAX, 10, &metrics);
+        record.settle(number + 100, Outcome::Acknowledged, &metrics, now);
+        assert!(record.usage.len() <= 20, "{:?}", record.usage);
+    }
+    assert_conserved(&record);
+}
+
+#[test]
 fn what_others_used_counts() {
     let metrics = metrics(false);
     let mut record = record(
@@ -369,9 +455,9 @@ fn usage_older_than_the_backend_takes_is_given_up_and_counted() {
     let one = usage(&metrics, &[("hits", 1)]);
     record.admit(&one, &metrics, at(0)).unwrap();
     let later = at((24 * 3_600 - 600) * 1_000);
-    assert_eq!(record.give_up_unreportable(later), 0);
+    assert_eq!(record.give_up_unreportable(&metrics, later).sum(), 0);
     let too_late = at((24 * 3_600 - 600 + 1) * 1_000);
-    assert_eq!(record.give_up_unreportable(too_late), 1);
+    assert_eq!(record.give_up_unreportable(&metrics, too_late).sum(), 1);
     assert_eq!(of(&record, "hits").0.lost, 1);
     assert_conserved(&record);
     assert!(record.dispatch(7, 9, 10, &metrics).is_empty());
@@ -393,13 +479,13 @@ fn a_batch_ends_by_its_outcome() {
         record.dispatch(7, 9, 10, &metrics);
         assert_eq!(of(&record, "hits").2, 5);
         assert_eq!(
-            record.settle(8, outcome, &metrics, at(1)),
+            record.settle(8, outcome, &metrics, at(1)).sum(),
             0,
             "another batch"
         );
-        assert_eq!(record.settle(7, outcome, &metrics, at(1)), 5);
+        assert_eq!(record.settle(7, outcome, &metrics, at(1)).sum(), 5);
         assert_eq!(
-            record.settle(7, outcome, &metrics, at(1)),
+            record.settle(7, outcome, &metrics, at(1)).sum(),
             0,
             "settled twice"
         );
@@ -407,6 +493,7 @@ fn a_batch_ends_by_its_outcome() {
             admitted: 5,
             acknowledged,
             lost,
+            ..Ledger::default()
         };
         assert_eq!(of(&record, "hits"), (ledger, pending, 0), "{outcome:?}");
         assert_conserved(&record);
@@ -646,23 +733,23 @@ fn a_record_gives_way_only_when_nothing_of_it_can_be_lost() {
     let metrics = metrics(false);
     let answer = |now| known(vec![limit("hits", Period::Day, 10, 0, now)]);
     let mut record = record(&answer(at(0)), &metrics);
-    assert!(record.may_give_way());
+    assert!(record.may_give_way(at(200_000)));
     record
         .admit(&usage(&metrics, &[("hits", 1)]), &metrics, at(0))
         .unwrap();
-    assert!(!record.may_give_way(), "pending");
+    assert!(!record.may_give_way(at(200_000)), "pending");
     record.dispatch(7, 9, 10, &metrics);
-    assert!(!record.may_give_way(), "in flight");
+    assert!(!record.may_give_way(at(200_000)), "in flight");
     record.settle(7, Outcome::Acknowledged, &metrics, at(1));
     assert!(
-        !record.may_give_way(),
+        !record.may_give_way(at(200_000)),
         "acknowledged, and perhaps not yet applied"
     );
     let settled = at(1 + SETTLED_MILLISECONDS + 1);
     record
         .refresh(&answer(settled), &metrics, settled, TTL, STALE)
         .unwrap();
-    assert!(record.may_give_way());
+    assert!(record.may_give_way(at(200_000)));
 }
 
 #[test]
@@ -676,4 +763,78 @@ fn an_answer_with_more_metrics_than_fit_is_refused() {
         record.refresh(&known(limits), &metrics, at(0), TTL, STALE),
         Err(Refusal::TooManyMetrics)
     );
+}
+
+#[test]
+fn a_caller_is_told_of_the_limit_that_leaves_least() {
+    let metrics = metrics(true);
+    let mut record = record(
+        &known(vec![
+            limit("hits", Period::Minute, 10, 2, at(0)),
+            limit("orders", Period::Hour, 5, 0, at(0)),
+            limit("hits", Period::Day, 8, 0, at(0)),
+            limit("ads", Period::Minute, 1, 0, at(0)),
+            limit("hits", Period::Eternity, 6, 0, at(0)),
+        ]),
+        &metrics,
+    );
+    let quota = |maximum, remaining, period| {
+        Some(Quota {
+            maximum,
+            remaining,
+            until: window(period).end,
+        })
+    };
+    let order = usage(&metrics, &[("orders", 1)]);
+    record.admit(&order, &metrics, at(0)).unwrap();
+    assert_eq!(record.quota(false), quota(5, 4, Period::Hour));
+    let hits = usage(&metrics, &[("hits", 2)]);
+    record.admit(&hits, &metrics, at(0)).unwrap();
+    assert_eq!(record.quota(false), quota(6, 3, Period::Eternity));
+    record.admit(&order, &metrics, at(0)).unwrap();
+    // hits leaves 4 of 10, 4 of 8 and 2 for ever, orders 3 of 5.
+    assert_eq!(record.quota(false), quota(6, 2, Period::Eternity));
+    let ad = usage(&metrics, &[("ads", 1)]);
+    record.admit(&ad, &metrics, at(0)).unwrap();
+    assert_eq!(record.quota(false), quota(1, 0, Period::Minute));
+}
+
+#[test]
+fn who_is_refused_is_told_of_the_limit_that_refuses_for_longest() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![
+            limit("hits", Period::Minute, 5, 5, at(0)),
+            limit("hits", Period::Hour, 9, 7, at(0)),
+            limit("hits", Period::Day, 9, 0, at(0)),
+        ]),
+        &metrics,
+    );
+    let three = usage(&metrics, &[("hits", 3)]);
+    let until = window(Period::Hour).end;
+    assert_eq!(
+        record.admit(&three, &metrics, at(0)),
+        Err(Refusal::Limited { until })
+    );
+    assert_eq!(
+        record.quota(true),
+        Some(Quota {
+            maximum: 9,
+            remaining: 2,
+            until
+        })
+    );
+}
+
+#[test]
+fn without_a_limit_on_what_a_request_costs_there_is_nothing_to_tell() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("ads", Period::Minute, 5, 0, at(0))]),
+        &metrics,
+    );
+    for of in [&[("hits", 1)][..], &[]] {
+        record.admit(&usage(&metrics, of), &metrics, at(0)).unwrap();
+        assert_eq!(record.quota(false), None);
+    }
 }

@@ -11,10 +11,14 @@ use super::table::{Change, Slot};
 use crate::credentials::{Digest, Kind};
 use crate::moment::Moment;
 use crate::shared_data::SharedData;
-use std::collections::{HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
 /// Questions in flight at most, of one service.
 const MOST_IN_FLIGHT: usize = 16;
+/// Questions after the first until an application is known again whose key has gone: without
+/// one, and with one that is listed; and once more, for the two need not agree.
+const MOST_ATTEMPTS: u8 = 3;
 /// Pause after a failure, doubled at each further one up to the longest.
 const FIRST_PAUSE: u64 = 1_000;
 const LONGEST_PAUSE: u64 = 30_000;
@@ -31,6 +35,30 @@ pub struct Question {
     pub kind: Kind,
     /// The credential.
     pub value: Vec<u8>,
+    /// The key to show, if the application is known by an `app_id` and has one.
+    pub app_key: Option<String>,
+    /// How many questions led to this one.
+    pub attempt: u8,
+}
+
+impl Question {
+    /// What to ask instead when the key was refused, which says nothing of the application.
+    ///
+    /// Without a key, the refusal lists the application's keys (`listed`, of
+    /// [`crate::service_management::listed_keys`]), and with one of these it is said what the
+    /// application may do. `None` if that leads nowhere.
+    #[must_use]
+    pub fn after_wrong_key(self, listed: Option<Vec<String>>) -> Option<Self> {
+        let app_key = match (&self.app_key, listed) {
+            (Some(_), _) => None,
+            (None, listed) => Some(listed?.into_iter().next()?),
+        };
+        (self.attempt < MOST_ATTEMPTS).then(|| Self {
+            app_key,
+            attempt: self.attempt.saturating_add(1),
+            ..self
+        })
+    }
 }
 
 /// The refreshes of one service, on the VM that leads it.
@@ -38,11 +66,21 @@ pub struct Question {
 pub struct Refresher {
     scope: u64,
     /// Every slot that waits or is asked about, so that none stands here twice.
-    listed: HashSet<Slot>,
+    listed: HashMap<Slot, Listed>,
     waiting: VecDeque<Slot>,
     in_flight: usize,
     failures: u32,
     not_before: u64,
+}
+
+/// Why a slot is listed.
+#[derive(Clone, Copy, Debug)]
+enum Listed {
+    /// Somebody looked at its record at that time (monotonic milliseconds), and wants a
+    /// younger answer than it had.
+    Since(u64),
+    /// A request found it stale, some time ago.
+    Stale,
 }
 
 impl Refresher {
@@ -51,7 +89,7 @@ impl Refresher {
     pub fn new(scope: u64) -> Self {
         Self {
             scope,
-            listed: HashSet::new(),
+            listed: HashMap::new(),
             waiting: VecDeque::new(),
             in_flight: 0,
             failures: 0,
@@ -60,15 +98,22 @@ impl Refresher {
     }
 
     /// Puts a slot on the list, unless it stands there.
-    pub fn add(&mut self, slot: Slot) {
-        if self.listed.insert(slot) {
+    pub fn add(&mut self, slot: Slot, now: Moment) {
+        self.list(slot, Listed::Since(now.monotonic));
+    }
+
+    fn list(&mut self, slot: Slot, why: Listed) {
+        if let Entry::Vacant(entry) = self.listed.entry(slot) {
+            entry.insert(why);
             self.waiting.push_back(slot);
         }
     }
 
-    /// Puts a slot before all others, unless it stands on the list.
-    pub fn add_first(&mut self, slot: Slot) {
-        if self.listed.insert(slot) {
+    /// Puts a slot before all others, unless it stands on the list. An answer of before now
+    /// does not do, however fresh the record is.
+    pub fn add_first(&mut self, slot: Slot, now: Moment) {
+        let why = Listed::Since(now.monotonic);
+        if self.listed.insert(slot, why).is_none() {
             self.waiting.push_front(slot);
         }
     }
@@ -78,13 +123,14 @@ impl Refresher {
         let marks = applications.marks(Mark::Stale, self.scope);
         for segment in 0..marks.segments() {
             for slot in marks.take(data, segment) {
-                self.add(slot);
+                self.list(slot, Listed::Stale);
             }
         }
     }
 
     /// What to ask now: as much as may be in flight. Called on ticks, and after an answer
-    /// so that the next question does not wait for one.
+    /// so that the next question does not wait for one. What another VM has
+    /// refreshed since it was listed here is left out.
     pub fn next(
         &mut self,
         data: &impl SharedData,
@@ -99,17 +145,26 @@ impl Refresher {
             && let Some(slot) = self.waiting.pop_front()
         {
             let scope = self.scope;
+            let listed = self.listed.get(&slot).copied();
+            let wanted = |record: &Record| match listed {
+                Some(Listed::Since(when)) => record.fetched_at <= when,
+                Some(Listed::Stale) | None => record.freshness(now) != Freshness::Fresh,
+            };
             let question = applications.table().change_slot(data, slot, |record| {
-                (record.scope == scope).then(|| {
-                    Change::Keep(Question {
+                (record.scope == scope && wanted(record)).then(|| {
+                    let question = Question {
                         slot,
                         digest: record.digest,
                         kind: record.kind,
                         value: record.identity.clone(),
-                    })
+                        app_key: None,
+                        attempt: 0,
+                    };
+                    Change::Keep((question, record.keys))
                 })
             });
-            if let Ok(Some(question)) = question {
+            if let Ok(Some((mut question, keys))) = question {
+                question.app_key = applications.accepted_key(data, slot, question.digest, keys);
                 self.in_flight = self.in_flight.saturating_add(1);
                 questions.push(question);
             } else {
@@ -125,6 +180,12 @@ impl Refresher {
         self.listed.remove(&slot);
         self.failures = 0;
         self.not_before = 0;
+    }
+
+    /// Another VM is asking already.
+    pub fn left_to_another(&mut self, slot: Slot) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.listed.remove(&slot);
     }
 
     /// A question was not answered: it is asked again, after a pause that grows. `jitter`
@@ -173,5 +234,117 @@ impl Record {
             && self.last_used.saturating_add(ahead) >= now.monotonic;
         self.freshness(soon) != Freshness::Fresh
             && (in_use || self.refresh_marked || self.wants_confirmation(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::keys::KeyRule;
+    use super::super::shown::{Referrer, Shown};
+    use super::super::testing::{at, known, metrics};
+    use super::super::{Accuracy, Applications, Identity, Lifetimes};
+    use super::*;
+    use crate::shared_data::memory::Memory;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    const LIFETIMES: Lifetimes = Lifetimes {
+        ttl: 1_000,
+        negative_ttl: 1_000,
+        stale_if_error: 1_000,
+        accuracy: Accuracy::Exact,
+    };
+
+    const ALICE: Identity<'_> = Identity {
+        digest: Digest([1; 16]),
+        scope: 7,
+        kind: Kind::UserKey,
+        value: b"alice",
+        shown: Shown {
+            rule: KeyRule::IfAny,
+            app_key: None,
+            referrer: Referrer::Ignored,
+        },
+        tells: false,
+    };
+
+    /// Alice is known since the start. Her slot.
+    fn learned(data: &Memory, applications: &mut Applications) -> Slot {
+        let answer = known(Vec::new());
+        applications
+            .learn(data, &ALICE, &answer, &metrics(false), at(0), &LIFETIMES)
+            .unwrap();
+        let found = applications
+            .table()
+            .change(data, ALICE.digest, |_| Change::Keep(()));
+        found.unwrap().unwrap().0
+    }
+
+    #[test]
+    fn a_key_that_has_gone_is_replaced_by_one_that_is_listed_and_not_for_ever() {
+        let question = |app_key: Option<&str>, attempt| Question {
+            slot: Slot(1),
+            digest: Digest([1; 16]),
+            kind: Kind::AppId,
+            value: b"app".to_vec(),
+            app_key: app_key.map(str::to_owned),
+            attempt,
+        };
+        let listed = || Some(vec!["k2".to_owned(), "k3".to_owned()]);
+        let after = |question: Question, listed| question.after_wrong_key(listed);
+        assert!(after(question(Some("k1"), 0), None) == Some(question(None, 1)));
+        assert!(after(question(None, 1), listed()) == Some(question(Some("k2"), 2)));
+        assert!(after(question(Some("k1"), MOST_ATTEMPTS), None).is_none());
+        assert!(after(question(None, 1), None).is_none());
+        assert!(after(question(None, 1), Some(Vec::new())).is_none());
+    }
+
+    #[test]
+    fn what_another_vm_has_refreshed_since_it_was_listed_is_not_asked_again() {
+        let data = Memory::default();
+        let mut applications = Applications::open(&data, 8);
+        let slot = learned(&data, &mut applications);
+        let mut refresher = Refresher::new(ALICE.scope);
+        let asked = |refresher: &mut Refresher, applications: &mut Applications, now| {
+            refresher.next(&data, applications, at(now)).len()
+        };
+
+        refresher.add(slot, at(800));
+        assert_eq!(asked(&mut refresher, &mut applications, 800), 1);
+        refresher.failed(slot, at(800), 0);
+        let shown = Shown::default();
+        let place = (slot, ALICE.digest, &shown);
+        let answer = known(Vec::new());
+        applications
+            .refresh(
+                &data,
+                place,
+                Ok(&answer),
+                &metrics(false),
+                at(900),
+                &LIFETIMES,
+            )
+            .unwrap();
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 0);
+        refresher.add(slot, at(60_000));
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 1);
+        refresher.left_to_another(slot);
+        refresher.add(slot, at(60_000));
+        assert_eq!(asked(&mut refresher, &mut applications, 60_000), 1);
+    }
+
+    #[test]
+    fn a_mark_that_was_set_before_the_last_answer_came_is_not_asked_about() {
+        let data = Memory::default();
+        let mut applications = Applications::open(&data, 8);
+        let slot = learned(&data, &mut applications);
+        let mark = applications.marks(Mark::Stale, ALICE.scope);
+        let mut refresher = Refresher::new(ALICE.scope);
+        for (now, questions) in [(999, 0), (1_000, 1)] {
+            mark.set(&data, slot);
+            refresher.take_marks(&data, &applications);
+            let asked = refresher.next(&data, &mut applications, at(now));
+            assert_eq!(asked.len(), questions, "after {now} ms");
+        }
     }
 }

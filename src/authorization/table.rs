@@ -105,13 +105,28 @@ impl Table {
         &mut self,
         data: &impl SharedData,
         digest: Digest,
+        change: impl FnMut(&mut Record) -> Change<T>,
+    ) -> Result<Option<(Slot, T)>, TableError> {
+        self.change_in_place(data, digest, |_| None, change)
+    }
+
+    /// As [`Table::change`], but first `in_place` may make the change on the bytes that
+    /// were read: `None` if it cannot, and has changed nothing.
+    ///
+    /// # Errors
+    /// As [`Table::change`].
+    pub fn change_in_place<T>(
+        &mut self,
+        data: &impl SharedData,
+        digest: Digest,
+        mut in_place: impl FnMut(&mut [u8]) -> Option<T>,
         mut change: impl FnMut(&mut Record) -> Change<T>,
     ) -> Result<Option<(Slot, T)>, TableError> {
         for _ in 0..ATTEMPTS {
             let Some(slot) = self.locate(data, digest)? else {
                 return Ok(None);
             };
-            match self.try_change(data, slot, |record| {
+            match self.try_change(data, slot, &mut in_place, |record| {
                 (record.digest == digest).then(|| change(record))
             })? {
                 Attempt::Done(done) => return Ok(Some((slot, done))),
@@ -137,7 +152,7 @@ impl Table {
         mut change: impl FnMut(&mut Record) -> Option<Change<T>>,
     ) -> Result<Option<T>, TableError> {
         for _ in 0..ATTEMPTS {
-            match self.try_change(data, slot, &mut change)? {
+            match self.try_change(data, slot, |_| None, &mut change)? {
                 Attempt::Done(done) => return Ok(Some(done)),
                 Attempt::Absent => return Ok(None),
                 Attempt::Lost => {}
@@ -150,10 +165,15 @@ impl Table {
         &mut self,
         data: &impl SharedData,
         slot: Slot,
+        in_place: impl FnOnce(&mut [u8]) -> Option<T>,
         change: impl FnOnce(&mut Record) -> Option<Change<T>>,
     ) -> Result<Attempt<T>, TableError> {
         let key = Key::new(KIND, 0, slot.0);
-        let token = self.read(data, &key)?;
+        let token = self.fetch(data, &key)?;
+        if let Some(done) = in_place(&mut self.value) {
+            return attempt(data.set(key.as_bytes(), &self.value, token), done);
+        }
+        self.decode();
         if self.record.state != State::Live {
             return Ok(Attempt::Absent);
         }
@@ -162,24 +182,27 @@ impl Table {
             Some(Change::Keep(done)) => Ok(Attempt::Done(done)),
             Some(Change::Write(done)) => {
                 codec::encode(&self.record, &mut self.encoded);
-                match data.set(key.as_bytes(), &self.encoded, token) {
-                    Ok(()) => Ok(Attempt::Done(done)),
-                    Err(SetError::Mismatch) => Ok(Attempt::Lost),
-                    Err(SetError::Unavailable) => Err(TableError::Unavailable),
-                }
+                attempt(data.set(key.as_bytes(), &self.encoded, token), done)
             }
         }
     }
 
     /// Reads a slot into `self.record`: vacant if it is absent or not a record of ours.
     fn read(&mut self, data: &impl SharedData, key: &Key) -> Result<Token, TableError> {
-        let token = data
-            .get(key.as_bytes(), &mut self.value)
-            .map_err(|_| TableError::Unavailable)?;
+        let token = self.fetch(data, key)?;
+        self.decode();
+        Ok(token)
+    }
+
+    fn fetch(&mut self, data: &impl SharedData, key: &Key) -> Result<Token, TableError> {
+        data.get(key.as_bytes(), &mut self.value)
+            .map_err(|_| TableError::Unavailable)
+    }
+
+    fn decode(&mut self) {
         if codec::decode(&self.value, &mut self.record).is_err() {
             self.record.state = State::Vacant;
         }
-        Ok(token)
     }
 
     fn locate(
@@ -278,7 +301,7 @@ impl Table {
                     vacant = vacant.or(Some((slot, token)));
                     continue;
                 }
-                State::Live if self.record.may_give_way() => self.record.last_used,
+                State::Live if self.record.may_give_way(now) => self.record.last_used,
                 State::Live => continue,
             };
             if oldest.is_none_or(|(best, ..)| used < best) {
@@ -357,6 +380,16 @@ enum Attempt<T> {
     Done(T),
     Lost,
     Absent,
+}
+
+fn attempt<T>(set: Result<(), SetError>, done: T) -> Result<Attempt<T>, TableError> {
+    won(set).map(|won| {
+        if won {
+            Attempt::Done(done)
+        } else {
+            Attempt::Lost
+        }
+    })
 }
 
 fn won(set: Result<(), SetError>) -> Result<bool, TableError> {

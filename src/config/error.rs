@@ -10,6 +10,8 @@ use std::time::Duration;
 use super::duration;
 use super::exemption::ExemptionError;
 use super::hosts::HostError;
+use super::replies::ReplyHeaderError;
+use super::sharing::PathPrefixError;
 use crate::credentials::SourceError;
 use crate::mapping::{MetricsError, RuleError};
 
@@ -121,6 +123,9 @@ pub enum Problem {
         "must be the name of an environment variable: letters, digits and \"_\", like TG_SERVICE_TOKEN"
     )]
     EnvironmentName,
+    /// Two things that give the right to ask.
+    #[error("stands here besides a token: name one of them")]
+    TwoRights,
     /// A token with characters that no token has. The token is not shown.
     #[error(
         "the token has white space or control characters in it; is there a line break at its end?"
@@ -134,9 +139,9 @@ pub enum Problem {
         /// Why it is none.
         error: HostError,
     },
-    /// A host of two services, or twice of one.
+    /// A host of two services that nothing tells apart, or twice of one.
     #[error(
-        "{found}: belongs to service {service:?} already ({first}); a host can have one service only"
+        "{found}: belongs to service {service:?} already ({first}); services on one host are told apart by path_prefix or route"
     )]
     HostTaken {
         /// The host as given.
@@ -146,9 +151,20 @@ pub enum Problem {
         /// The path at which that service names it.
         first: String,
     },
+    /// Not a path prefix.
+    #[error("{found}: {error}")]
+    PathPrefix {
+        /// The prefix as given.
+        found: String,
+        /// Why it is none.
+        error: PathPrefixError,
+    },
+    /// Not the name of a route.
+    #[error("{0}: must be the name of a route in Envoy, of 1 to 256 bytes, like orders")]
+    Route(String),
     /// Not one place to look in.
     #[error(
-        "must name exactly one place to look in, like {{ query: user_key }} or {{ header: x-api-key }}"
+        "must name exactly one place to look in, like {{ query: user_key }}, {{ header: x-api-key }} or {{ bearer: {{}} }}"
     )]
     Source,
     /// A name that cannot be looked for.
@@ -162,6 +178,26 @@ pub enum Problem {
     /// A place that is searched already.
     #[error("is named before; each place is searched once")]
     RepeatedSource,
+    /// Both kinds of credentials.
+    #[error(
+        "cannot stand beside user_key: a service at service management knows its applications by user_key or by app_id, never by both"
+    )]
+    TwoKinds,
+    /// Credentials in the body, and to be stripped.
+    #[error(
+        "cannot be true while a place is {{ body: .. }}: Tollgate does not change bodies, so the upstream would still see the credential"
+    )]
+    StripBody,
+    /// An anonymous credential of the kind that the service has not.
+    #[error(
+        "is no credential of this service: anonymous must have a {0}, as that is where its consumers' credentials are looked for"
+    )]
+    AnonymousKind(&'static str),
+    /// An anonymous credential that nobody can have. It is not shown.
+    #[error(
+        "is not a credential: it must have 1 to 256 bytes and no control characters; is there a line break at its end?"
+    )]
+    AnonymousValue,
     /// Metrics that make no hierarchy.
     #[error("{0}{cure}", cure = metrics_cure(.0))]
     Metrics(MetricsError),
@@ -176,6 +212,31 @@ pub enum Problem {
         "{0}: usage can add only: setting a counter would overwrite what other gateways have counted; must be a whole number, like 1"
     )]
     SetUsage(String),
+    /// Not a status to refuse with.
+    #[error("{0}: must be a whole number from 400 to 599: a refusal never looks like a success")]
+    ReplyStatus(String),
+    /// Not a content type.
+    #[error("{0}: must be a media type, like application/json")]
+    ContentType(String),
+    /// A text beyond its bound. It is not shown.
+    #[error("has {bytes} bytes: must be at most {most}")]
+    LongText {
+        /// How many it has.
+        bytes: usize,
+        /// How many it may have.
+        most: usize,
+    },
+    /// More headers than a reply may have.
+    #[error("names too many headers: must be at most {0}")]
+    ManyHeaders(usize),
+    /// A header that replies cannot have.
+    #[error("{found}: {error}")]
+    ReplyHeader {
+        /// The name or the value as given.
+        found: String,
+        /// Why not.
+        error: ReplyHeaderError,
+    },
     /// Not an exemption.
     #[error(transparent)]
     Exemption(#[from] ExemptionError),

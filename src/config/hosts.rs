@@ -1,13 +1,15 @@
 //! Which service a request belongs to, by the host that it names.
 //!
 //! Apart because the same rules for what a host is hold on both sides: for the
-//! patterns in the configuration and for the `:authority` of every request.
+//! patterns in the configuration and for the `:authority` of every request. What tells
+//! services on the same host apart is in `sharing`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
 use std::net::Ipv6Addr;
+
+use super::sharing::{Entrant, Share, Sharing};
 
 /// The longest host name of the DNS, as text (RFC 1035, 2.3.4).
 const LONGEST: usize = 253;
@@ -137,60 +139,49 @@ pub(super) fn is_authority(text: &str) -> bool {
     name(host).is_ok()
 }
 
-/// Finds the owner of a host: exact names first, then the longest wildcard, then `*`.
+/// Finds the services of a host: exact names first, then the longest wildcard, then `*`.
+///
+/// One pattern decides, as one virtual host does in Envoy: where none of its services takes
+/// the path or the route, no wildcard is tried.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HostTable {
-    exact: HashMap<Box<[u8]>, Entrant>,
-    wildcards: HashMap<Box<[u8]>, Entrant>,
-    any: Option<Entrant>,
-}
-
-/// Who entered a pattern: the index of the service, and of the host in its list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entrant {
-    pub(super) service: usize,
-    pub(super) host: usize,
+    exact: HashMap<Box<[u8]>, Sharing>,
+    wildcards: HashMap<Box<[u8]>, Sharing>,
+    any: Option<Sharing>,
 }
 
 impl HostTable {
-    /// Enters a pattern; if it is there already, it stays, and its entrant is handed back.
-    pub(super) fn enter(&mut self, pattern: &HostPattern, entrant: Entrant) -> Result<(), Entrant> {
-        let entry = match pattern {
-            HostPattern::Exact(name) => self.exact.entry(name.as_bytes().into()),
-            HostPattern::Wildcard(domain) => self.wildcards.entry(domain.as_bytes().into()),
-            HostPattern::Any => {
-                return match self.any {
-                    Some(earlier) => Err(earlier),
-                    None => {
-                        self.any = Some(entrant);
-                        Ok(())
-                    }
-                };
+    /// Enters a service's share of a pattern; if somebody has it already, that stays, and
+    /// its entrant is handed back.
+    pub(super) fn enter(
+        &mut self,
+        pattern: &HostPattern,
+        share: &Share,
+        entrant: Entrant,
+    ) -> Result<(), Entrant> {
+        let sharing = match pattern {
+            HostPattern::Exact(name) => self.exact.entry(name.as_bytes().into()).or_default(),
+            HostPattern::Wildcard(domain) => {
+                self.wildcards.entry(domain.as_bytes().into()).or_default()
             }
+            HostPattern::Any => self.any.get_or_insert_default(),
         };
-        match entry {
-            Entry::Occupied(earlier) => Err(*earlier.get()),
-            Entry::Vacant(vacant) => {
-                vacant.insert(entrant);
-                Ok(())
-            }
-        }
+        sharing.enter(share, entrant)
     }
 
-    /// The index of the service that covers the host in this authority, if any does.
+    /// The services that share the host in this authority, if any cover it.
     ///
     /// # Errors
     ///
     /// If the authority names no host: then not even `*` covers it.
-    pub(super) fn service_for(&self, authority: &[u8]) -> Result<Option<usize>, NotAHost> {
-        let entrant = self.named(&host(authority)?).or(self.any);
-        Ok(entrant.map(|entrant| entrant.service))
+    pub(super) fn services_at(&self, authority: &[u8]) -> Result<Option<&Sharing>, NotAHost> {
+        Ok(self.named(&host(authority)?).or(self.any.as_ref()))
     }
 
-    /// The entrant of the exact name or the longest wildcard that covers this host.
-    fn named(&self, host: &[u8]) -> Option<Entrant> {
-        if let Some(entrant) = self.exact.get(host) {
-            return Some(*entrant);
+    /// What the exact name or the longest wildcard has that covers this host.
+    fn named(&self, host: &[u8]) -> Option<&Sharing> {
+        if let Some(sharing) = self.exact.get(host) {
+            return Some(sharing);
         }
         if self.wildcards.is_empty() {
             return None;
@@ -200,7 +191,7 @@ impl HostTable {
             .enumerate()
             .filter(|(_, byte)| **byte == b'.')
             .filter_map(|(dot, _)| host.get(dot.saturating_add(1)..))
-            .find_map(|domain| self.wildcards.get(domain).copied())
+            .find_map(|domain| self.wildcards.get(domain))
     }
 }
 
@@ -298,9 +289,17 @@ mod tests {
         let mut table = HostTable::default();
         for (service, pattern) in patterns.iter().enumerate() {
             let pattern = HostPattern::parse(pattern).unwrap();
-            table.enter(&pattern, Entrant { service, host: 0 }).unwrap();
+            let entrant = Entrant { service, host: 0 };
+            table.enter(&pattern, &Share::default(), entrant).unwrap();
         }
         table
+    }
+
+    impl HostTable {
+        fn service_for(&self, authority: &[u8]) -> Result<Option<usize>, NotAHost> {
+            let sharing = self.services_at(authority)?;
+            Ok(sharing.and_then(|sharing| sharing.service_for(b"/", || None)))
+        }
     }
 
     #[test]
@@ -413,7 +412,7 @@ mod tests {
                 host: 9,
             };
             assert_eq!(
-                table.enter(&pattern, late),
+                table.enter(&pattern, &Share::default(), late),
                 Err(Entrant { service, host: 0 })
             );
         }

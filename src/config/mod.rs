@@ -7,38 +7,44 @@
 //! reference for operators; a test loads every configuration in it.
 
 mod accuracy;
+mod credentials;
 mod duration;
 mod error;
 mod exemption;
 mod hosts;
+mod replies;
 mod secret;
 mod service;
 mod settings;
 mod shape;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
 use std::rc::Rc;
 
 use error::Place;
-use hosts::{Entrant, HostTable};
+use hosts::HostTable;
+use sharing::Entrant;
 
 pub use error::{ConfigurationError, Problem};
 pub use exemption::{Exemption, ExemptionError};
 pub use hosts::{HostError, HostPattern, NotAHost};
+pub use replies::{Outcome, Replies, ReplyForm, ReplyHeader, ReplyHeaderError};
 pub use secret::Secret;
-pub use service::Service;
+pub use service::{Right, Service};
 pub use settings::{
     AuthorizationSettings, ReportingSettings, ServiceManagement, Uncertain, Unknown, UnmatchedHosts,
 };
+pub use sharing::{PathPrefix, PathPrefixError, RouteName, Share};
 
 /// What a variable of the VM's environment holds, if it is there.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// A checked configuration.
 ///
-/// Invariants: there is at least one service; ids are unique; no host pattern belongs
-/// to two services. Only [`parse`](Self::parse) makes one.
+/// Invariants: there is at least one service; ids are unique; services that have a host
+/// pattern in common differ in path prefix or route. Only [`parse`](Self::parse) makes one.
 #[derive(Clone, Debug)]
 pub struct Configuration {
     /// Whom to ask and to tell.
@@ -51,6 +57,8 @@ pub struct Configuration {
     pub reporting: ReportingSettings,
     /// What becomes of requests for hosts of no service.
     pub unmatched_hosts: UnmatchedHosts,
+    /// What callers are told when no service is theirs; services have their own.
+    pub replies: Replies,
     hosts: HostTable,
 }
 
@@ -70,6 +78,7 @@ impl Configuration {
             &root.field("service_management"),
         )?;
 
+        let replies = Replies::default().changed(&shape.replies, &root.field("replies"))?;
         let place = root.field("services");
         if shape.services.is_empty() {
             return Err(place.error(Problem::EmptyList(
@@ -80,7 +89,8 @@ impl Configuration {
         let mut hosts = HostTable::default();
         for (index, shape) in shape.services.into_iter().enumerate() {
             let place = place.index(index);
-            let service = Service::check(shape.0, &place, &service_management, environment)?;
+            let service =
+                Service::check(shape.0, &place, &service_management, &replies, environment)?;
             claim(&service, index, &services, &mut hosts, &place)?;
             services.push(Rc::new(service));
         }
@@ -97,28 +107,59 @@ impl Configuration {
                 shape.unmatched_hosts.as_ref(),
                 &root.field("unmatched_hosts"),
             )?,
+            replies,
             hosts,
         })
     }
 
-    /// The service that a request with this `:authority` is for, and its index in
-    /// [`services`](Self::services).
+    /// The service that a request with this `:authority` and `:path` is for, and its index
+    /// in [`services`](Self::services).
     ///
-    /// Port, case and a dot at the end do not matter. An exact host goes before a
-    /// wildcard, a longer wildcard before a shorter one, and `*` comes last. `None`: no
-    /// service has the host, and [`unmatched_hosts`](Self::unmatched_hosts) decides.
+    /// Port, case and a dot at the end of the host do not matter. An exact host goes before
+    /// a wildcard, a longer wildcard before a shorter one, and `*` comes last. Of services
+    /// that share the host, the one with the longest prefix of the path; of two with the
+    /// same prefix, the one that names the route. `route` is asked for its name, at most
+    /// once, where a service on this host names one.
     ///
     /// # Errors
     ///
-    /// If the authority names no host. The request must be refused, whatever is
-    /// configured: nobody can say which route Envoy takes it for.
-    pub fn service_for(&self, authority: &[u8]) -> Result<Option<(usize, &Service)>, NotAHost> {
-        let index = self.hosts.service_for(authority)?;
-        Ok(index.and_then(|index| Some((index, &**self.services.get(index)?))))
+    /// That there is none, and why.
+    pub fn service_for(
+        &self,
+        authority: &[u8],
+        target: &[u8],
+        route: impl FnOnce() -> Option<Vec<u8>>,
+    ) -> Result<(usize, &Service), NoService> {
+        let sharing = self.hosts.services_at(authority)?;
+        let index = sharing
+            .ok_or(NoService::Host)?
+            .service_for(target, route)
+            .ok_or(NoService::Share)?;
+        let service = self.services.get(index).ok_or(NoService::Share)?;
+        Ok((index, service))
     }
 }
 
-/// Claims a service's id and hosts, which no other service may have.
+/// Why a request belongs to no service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoService {
+    /// Its host is none. The request must be refused, whatever is configured: nobody can say
+    /// which route Envoy takes it for.
+    NotAHost,
+    /// No service has its host: [`Configuration::unmatched_hosts`] decides.
+    Host,
+    /// Services have its host, but not with this path or route. The request must be
+    /// refused: the host is guarded.
+    Share,
+}
+
+impl From<NotAHost> for NoService {
+    fn from(_: NotAHost) -> Self {
+        Self::NotAHost
+    }
+}
+
+/// Claims a service's id and its share of its hosts, which no other service may have.
 fn claim(
     service: &Service,
     index: usize,
@@ -137,14 +178,16 @@ fn claim(
             service: index,
             host,
         };
-        hosts.enter(pattern, entrant).map_err(|first| {
-            let owner = earlier.get(first.service).map_or(service, |owner| owner);
-            place.field("hosts").index(host).error(Problem::HostTaken {
-                found: error::quoted(&pattern.to_string()),
-                service: owner.id.clone(),
-                first: format!("services[{}].hosts[{}]", first.service, first.host),
-            })
-        })?;
+        hosts
+            .enter(pattern, &service.share, entrant)
+            .map_err(|first| {
+                let owner = earlier.get(first.service).map_or(service, |owner| owner);
+                place.field("hosts").index(host).error(Problem::HostTaken {
+                    found: error::quoted(&pattern.to_string()),
+                    service: owner.id.clone(),
+                    first: format!("services[{}].hosts[{}]", first.service, first.host),
+                })
+            })?;
     }
     Ok(())
 }

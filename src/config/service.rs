@@ -5,12 +5,14 @@
 
 use serde_json::Value;
 
+use super::credentials::credentials;
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
-use super::{Environment, Exemption, HostPattern, Secret, ServiceManagement, shape};
-use crate::credentials::{
-    Credentials, CredentialsError, HeaderName, QueryName, Scope, Source, SourceError,
+use super::{
+    Environment, Exemption, HostPattern, PathPrefix, Replies, RouteName, Secret, ServiceManagement,
+    Share, shape,
 };
+use crate::credentials::{Credentials, Scope};
 use crate::mapping::{MAX_DELTA, MetricId, Metrics, MetricsError, Rule, RuleError, Rules};
 use crate::request::Request;
 
@@ -22,12 +24,17 @@ const LONGEST_ID: usize = 128;
 pub struct Service {
     /// Its id at service management: 1 to 128 visible ASCII characters.
     pub id: String,
-    /// What proves to service management that we may ask; visible ASCII, not empty.
-    pub token: Secret,
+    /// What proves to service management that we may ask.
+    pub right: Right,
+    /// Whether it is in OAuth mode at service management: asked at `oauth_authorize.xml`,
+    /// and an `app_key` is checked where one is shown and needed by nobody.
+    pub oauth: bool,
     /// What its applications' identities are digested with.
     pub scope: Scope,
     /// The hosts of its requests; at least one.
     pub hosts: Vec<HostPattern>,
+    /// Which of the requests for these hosts are its own.
+    pub share: Share,
     /// Where its consumers put their credentials.
     pub credentials: Credentials,
     /// The metrics that its rules and hierarchy name.
@@ -36,6 +43,19 @@ pub struct Service {
     pub rules: Rules,
     /// What passes untouched.
     pub exemptions: Vec<Exemption>,
+    /// What its callers are told when they are refused.
+    pub replies: Replies,
+    /// Whether its callers are told what is left of their limits.
+    pub rate_limit_headers: bool,
+}
+
+/// What gives the right to ask about a service; visible ASCII, not empty.
+#[derive(Clone, Debug)]
+pub enum Right {
+    /// A service token.
+    ServiceToken(Secret),
+    /// The provider's key.
+    ProviderKey(Secret),
 }
 
 impl Service {
@@ -51,6 +71,7 @@ impl Service {
         shape: shape::Service,
         place: &Place<'_>,
         service_management: &ServiceManagement,
+        replies: &Replies,
         environment: Environment<'_>,
     ) -> Result<Self, ConfigurationError> {
         let visible = shape.id.bytes().all(|byte| byte.is_ascii_graphic());
@@ -58,10 +79,11 @@ impl Service {
             let problem = Problem::ServiceId(quoted(&shape.id));
             return Err(place.field("id").error(problem));
         }
-        let token = token(&shape.token, &place.field("token"), environment)?;
+        let right = right(&shape, place, environment)?;
         let hosts = hosts(&shape.hosts, &place.field("hosts"))?;
+        let share = share(&shape, place)?;
         let credentials = match &shape.credentials {
-            Some(shape) => credentials(&shape.0, &place.field("credentials"))?,
+            Some(shape) => credentials(&shape.0, &place.field("credentials"), environment)?,
             None => Credentials::default(),
         };
         let metrics = metrics(&shape, place)?;
@@ -71,6 +93,7 @@ impl Service {
             &metrics,
         )?;
         let exemptions = exemptions(&shape.exempt, &place.field("exempt"))?;
+        let replies = replies.changed_by_service(&shape.replies, &place.field("replies"))?;
         Ok(Self {
             scope: Scope {
                 cluster: service_management.cluster.clone(),
@@ -78,13 +101,36 @@ impl Service {
                 service: shape.id.clone(),
             },
             id: shape.id,
-            token,
+            right,
+            oauth: shape.oauth,
             hosts,
+            share,
             credentials,
             metrics,
             rules,
             exemptions,
+            replies,
+            rate_limit_headers: shape.rate_limit_headers,
         })
+    }
+}
+
+fn right(
+    shape: &shape::Service,
+    place: &Place<'_>,
+    environment: Environment<'_>,
+) -> Result<Right, ConfigurationError> {
+    match (&shape.token, &shape.provider_key) {
+        (Some(shape), None) => {
+            token(shape, &place.field("token"), environment).map(Right::ServiceToken)
+        }
+        (None, Some(shape)) => {
+            token(shape, &place.field("provider_key"), environment).map(Right::ProviderKey)
+        }
+        (Some(_), Some(_)) => Err(place.field("provider_key").error(Problem::TwoRights)),
+        (None, None) => Err(place.field("token").error(Problem::Missing(
+            ": the service token, like { env: TG_SERVICE_TOKEN }, or provider_key in its place",
+        ))),
     }
 }
 
@@ -93,13 +139,27 @@ fn token(
     place: &Place<'_>,
     environment: Environment<'_>,
 ) -> Result<Secret, ConfigurationError> {
-    let token = match shape {
-        shape::Token::Literal(token) if token.expose().is_empty() => {
-            return Err(place.error(Problem::EmptyText(
-                "a service token, or { env: NAME } for one from the environment",
-            )));
+    let what = "a token or key, or { env: NAME } for one from the environment";
+    let token = secret(shape, place, environment, what)?;
+    if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(place.error(Problem::TokenCharacters));
+    }
+    Ok(token)
+}
+
+/// A secret that is not empty, as it stands or out of the environment. `what` says what
+/// belongs there.
+pub(super) fn secret(
+    shape: &shape::Token,
+    place: &Place<'_>,
+    environment: Environment<'_>,
+    what: &'static str,
+) -> Result<Secret, ConfigurationError> {
+    match shape {
+        shape::Token::Literal(secret) if secret.expose().is_empty() => {
+            Err(place.error(Problem::EmptyText(what)))
         }
-        shape::Token::Literal(token) => token.clone(),
+        shape::Token::Literal(secret) => Ok(secret.clone()),
         shape::Token::Environment(name) => {
             let place = place.field("env");
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -109,13 +169,9 @@ fn token(
             environment(name)
                 .filter(|value| !value.is_empty())
                 .map(Secret::new)
-                .ok_or_else(|| place.error(Problem::Environment))?
+                .ok_or_else(|| place.error(Problem::Environment))
         }
-    };
-    if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(place.error(Problem::TokenCharacters));
     }
-    Ok(token)
 }
 
 fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, ConfigurationError> {
@@ -138,36 +194,24 @@ fn hosts(shape: &[String], place: &Place<'_>) -> Result<Vec<HostPattern>, Config
         .collect()
 }
 
-fn credentials(
-    shape: &shape::Credentials,
-    place: &Place<'_>,
-) -> Result<Credentials, ConfigurationError> {
-    let place = place.field("user_key");
-    let mut sources = Vec::with_capacity(shape.user_key.len());
-    for (index, shape) in shape.user_key.iter().enumerate() {
-        let place = place.index(index);
-        let named = |field: &str, name: &str, error: SourceError| {
-            place.field(field).error(Problem::SourceName {
-                found: quoted(name),
+fn share(shape: &shape::Service, place: &Place<'_>) -> Result<Share, ConfigurationError> {
+    let path_prefix = match &shape.path_prefix {
+        Some(text) => PathPrefix::parse(text).map_err(|error| {
+            place.field("path_prefix").error(Problem::PathPrefix {
+                found: quoted(text),
                 error,
             })
-        };
-        sources.push(match (&shape.0.query, &shape.0.header) {
-            (Some(name), None) => QueryName::new(name)
-                .map(Source::Query)
-                .map_err(|error| named("query", name, error))?,
-            (None, Some(name)) => HeaderName::new(name)
-                .map(Source::Header)
-                .map_err(|error| named("header", name, error))?,
-            _ => return Err(place.error(Problem::Source)),
-        });
-    }
-    Credentials::user_key(sources).map_err(|error| match error {
-        CredentialsError::Empty => place.error(Problem::EmptyList(
-            "name at least one place to look in, like { query: user_key }",
-        )),
-        CredentialsError::Repeated(index) => place.index(index).error(Problem::RepeatedSource),
-    })
+        })?,
+        None => PathPrefix::default(),
+    };
+    let route = match &shape.route {
+        Some(name) => Some(
+            RouteName::new(name)
+                .ok_or_else(|| place.field("route").error(Problem::Route(quoted(name))))?,
+        ),
+        None => None,
+    };
+    Ok(Share { path_prefix, route })
 }
 
 /// The metrics of the hierarchy and of all rules: a metric need not be declared to be counted.

@@ -40,6 +40,9 @@ pub struct AuthorizationSettings {
     pub capacity: u32,
     /// What becomes of an application of which nothing can be known.
     pub unknown: Unknown,
+    /// How many questions about unknown credentials this gateway asks: 1 to 1,000,000 a
+    /// second.
+    pub unknown_calls_per_second: u32,
     /// How limits are shared: `authorization.gateways` and `authorization.accuracy`.
     pub accuracy: Accuracy,
 }
@@ -146,6 +149,12 @@ impl AuthorizationSettings {
                 shape.unknown.as_ref(),
                 &place.field("unknown"),
                 [("deny", Unknown::Deny), ("allow", Unknown::Allow)],
+            )?,
+            unknown_calls_per_second: number(
+                shape.unknown_calls_per_second.as_ref(),
+                &place.field("unknown_calls_per_second"),
+                (1, 1_000_000),
+                100,
             )?,
             accuracy: accuracy::check(shape, place)?,
         })

@@ -27,6 +27,8 @@ pub(super) struct Configuration {
     pub(super) reporting: Object<Reporting>,
     #[serde(default, deserialize_with = "present")]
     pub(super) unmatched_hosts: Option<Value>,
+    #[serde(default)]
+    pub(super) replies: Replies,
 }
 
 #[derive(Deserialize)]
@@ -42,8 +44,17 @@ pub(super) struct ServiceManagement {
 #[serde(deny_unknown_fields)]
 pub(super) struct Service {
     pub(super) id: String,
-    pub(super) token: Token,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) token: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) provider_key: Option<Token>,
+    #[serde(default)]
+    pub(super) oauth: bool,
     pub(super) hosts: Vec<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) path_prefix: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) route: Option<String>,
     #[serde(default, deserialize_with = "present")]
     pub(super) credentials: Option<Object<Credentials>>,
     pub(super) mapping_rules: Vec<Object<MappingRule>>,
@@ -51,12 +62,54 @@ pub(super) struct Service {
     pub(super) metrics: Pairs<Object<Metric>>,
     #[serde(default)]
     pub(super) exempt: Vec<Object<Exemption>>,
+    #[serde(default)]
+    pub(super) replies: Replies,
+    #[serde(default)]
+    pub(super) rate_limit_headers: bool,
+}
+
+/// Replies by the name of their outcome.
+pub(super) type Replies = Pairs<Object<Reply>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reply {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) status: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) content_type: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) body: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) headers: Option<Pairs<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Credentials {
-    pub(super) user_key: Vec<Object<Source>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) user_key: Option<Vec<Object<Source>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_id: Option<Vec<Object<Source>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_key: Option<Vec<Object<Source>>>,
+    #[serde(default)]
+    pub(super) strip: bool,
+    #[serde(default)]
+    pub(super) referrer: bool,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) anonymous: Option<Object<Anonymous>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Anonymous {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) user_key: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_id: Option<Token>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) app_key: Option<Token>,
 }
 
 #[derive(Deserialize)]
@@ -66,7 +119,19 @@ pub(super) struct Source {
     pub(super) query: Option<String>,
     #[serde(default, deserialize_with = "present")]
     pub(super) header: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) cookie: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) basic: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) bearer: Option<Object<Nothing>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) body: Option<String>,
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,6 +176,8 @@ pub(super) struct Authorization {
     #[serde(default, deserialize_with = "present")]
     pub(super) unknown: Option<Value>,
     #[serde(default, deserialize_with = "present")]
+    pub(super) unknown_calls_per_second: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) gateways: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     pub(super) accuracy: Option<Value>,
@@ -129,7 +196,7 @@ pub(super) struct Reporting {
     pub(super) batch: Option<Value>,
 }
 
-/// A service token, or where it is.
+/// A secret (a service token, a credential), or where it is.
 pub(super) enum Token {
     Literal(Secret),
     Environment(String),
@@ -261,7 +328,6 @@ fn hint(field: &str) -> &'static str {
         "authority" => ": the host of service management, like su1.3scale.net",
         "services" => ": the list of services that this gateway guards",
         "id" => ": the service's id at service management, like \"1001\"",
-        "token" => ": the service token, like { env: TG_SERVICE_TOKEN }",
         "hosts" => ": the hosts of the service's requests, like [api.example.com]",
         "mapping_rules" => {
             ": what requests count as, like [{ pattern: \"/\", usage: { hits: 1 } }]"

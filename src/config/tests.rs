@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::authorization::Accuracy;
-use crate::credentials::{HeaderName, QueryName, Source};
+use crate::credentials::{HeaderName, ParameterName, Source, Sources};
 use crate::mapping::Usage;
 use crate::request::{Headers, Request};
 use std::time::Duration;
@@ -18,6 +18,13 @@ fn environment(name: &str) -> Option<String> {
         "TG_EMPTY" => Some(String::new()),
         "TG_LINE" => Some("s3cr3t\n".to_owned()),
         _ => None,
+    }
+}
+
+fn token_of(service: &Service) -> &str {
+    match &service.right {
+        Right::ServiceToken(token) => token.expose(),
+        Right::ProviderKey(_) => panic!("a provider key"),
     }
 }
 
@@ -83,6 +90,7 @@ fn what_is_left_out_has_its_default() {
             stale_if_error: Duration::from_secs(600),
             capacity: 16_384,
             unknown: Unknown::Deny,
+            unknown_calls_per_second: 100,
             accuracy: Accuracy::Exact,
         }
     );
@@ -98,10 +106,14 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(configuration.unmatched_hosts, UnmatchedHosts::Deny);
     let service = &configuration.services[0];
     assert_eq!(
-        service.credentials.sources(),
-        [Source::Query(QueryName::new("user_key").unwrap())]
+        *service.credentials.sources(),
+        Sources::UserKey(vec![Source::Query(ParameterName::new("user_key").unwrap())])
     );
     assert!(service.exemptions.is_empty());
+    assert_eq!(service.share, Share::default());
+    assert_eq!(service.replies, Replies::default());
+    assert_eq!(configuration.replies, Replies::default());
+    assert!(!service.rate_limit_headers);
 }
 
 #[test]
@@ -115,6 +127,8 @@ fn every_field_is_read() {
                 "id": "1001",
                 "token": { "env": "TG_SERVICE_TOKEN" },
                 "hosts": ["api.example.com", "*.partners.example.com"],
+                "path_prefix": "/v1",
+                "route": "orders",
                 "credentials": { "user_key": [{ "header": "X-Api-Key" }, { "query": "key" }] },
                 "mapping_rules": [
                     { "method": "GET", "pattern": "/v1/orders/{id}$", "usage": { "orders": 2 }, "last": true },
@@ -132,6 +146,7 @@ fn every_field_is_read() {
         ],
         "authorization": {
             "ttl": "1d", "negative_ttl": "1s", "stale_if_error": "0s", "capacity": 1_000_000, "unknown": "allow",
+            "unknown_calls_per_second": 5,
             "gateways": 4, "accuracy": "eager",
         },
         "reporting": { "interval": "100ms", "timeout": "60s", "uncertain": "drop", "batch": 1 },
@@ -154,6 +169,7 @@ fn every_field_is_read() {
             stale_if_error: Duration::ZERO,
             capacity: 1_000_000,
             unknown: Unknown::Allow,
+            unknown_calls_per_second: 5,
             accuracy: Accuracy::Eager { gateways: 4 },
         }
     );
@@ -169,20 +185,21 @@ fn every_field_is_read() {
     assert_eq!(configuration.unmatched_hosts, UnmatchedHosts::Pass);
 
     let (index, service) = configuration
-        .service_for(b"a.partners.example.com:443")
-        .unwrap()
+        .service_for(b"a.partners.example.com:443", b"/v1/x", || {
+            Some(b"orders".to_vec())
+        })
         .unwrap();
     assert_eq!((index, service.id.as_str()), (0, "1001"));
-    assert_eq!(service.token.expose(), "from-the-environment");
+    assert_eq!(token_of(service), "from-the-environment");
     assert_eq!(service.scope.cluster, "backend");
     assert_eq!(service.scope.authority, "backend.local:3000");
     assert_eq!(service.scope.service, "1001");
     assert_eq!(
-        service.credentials.sources(),
-        [
+        *service.credentials.sources(),
+        Sources::UserKey(vec![
             Source::Header(HeaderName::new("x-api-key").unwrap()),
-            Source::Query(QueryName::new("key").unwrap()),
-        ]
+            Source::Query(ParameterName::new("key").unwrap()),
+        ])
     );
     let orders = service.metrics.id("orders").unwrap();
     let hits = service.metrics.id("hits").unwrap();
@@ -215,7 +232,8 @@ fn every_field_is_read() {
     assert!(exempt(b"GET", b"/public/a"));
     assert!(!exempt(b"POST", b"/public/a"));
 
-    let (index, service) = configuration.service_for(b"anything").unwrap().unwrap();
+    let anything = configuration.service_for(b"anything", b"/", || None);
+    let (index, service) = anything.unwrap();
     assert_eq!((index, service.id.as_str()), (1, "1002"));
 }
 
@@ -228,6 +246,11 @@ fn the_bounds_are_included() {
         ),
         ("/authorization", json!({ "capacity": 8 })),
         ("/authorization", json!({ "capacity": 1_048_576 })),
+        ("/authorization", json!({ "unknown_calls_per_second": 1 })),
+        (
+            "/authorization",
+            json!({ "unknown_calls_per_second": 1_000_000 }),
+        ),
         (
             "/reporting",
             json!({ "interval": "1m", "timeout": "1ms", "batch": 1_000 }),
@@ -320,7 +343,7 @@ fn a_missing_field_is_named_with_what_it_is_for() {
         ),
         (
             "/services/0/token",
-            "services[0].token: is missing: the service token, like { env: TG_SERVICE_TOKEN }",
+            "services[0].token: is missing: the service token, like { env: TG_SERVICE_TOKEN }, or provider_key in its place",
         ),
         (
             "/services/0/hosts",
@@ -343,7 +366,7 @@ fn a_missing_field_is_named_with_what_it_is_for() {
     }
     assert_eq!(
         error(&with("/services/0/credentials", json!({}))),
-        "services[0].credentials.user_key: is missing: where the key is, like [{ header: x-api-key }]"
+        "services[0].credentials.user_key: is missing: where the key is, like [{ header: x-api-key }]; or app_id and app_key"
     );
 }
 
@@ -352,7 +375,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
     for (pointer, message) in [
         (
             "/service",
-            "service: is unknown; the fields here are service_management, services, authorization, reporting, unmatched_hosts",
+            "service: is unknown; the fields here are service_management, services, authorization, reporting, unmatched_hosts, replies",
         ),
         (
             "/service_management/path",
@@ -360,7 +383,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/host",
-            "services[0].host: is unknown; the fields here are id, token, hosts, credentials, mapping_rules, metrics, exempt",
+            "services[0].host: is unknown; the fields here are id, token, provider_key, oauth, hosts, path_prefix, route, credentials, mapping_rules, metrics, exempt, replies, rate_limit_headers",
         ),
         (
             "/services/0/mapping_rules/0/verb",
@@ -377,7 +400,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         (
             "/authorization",
             json!({ "TTL": "1s" }),
-            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, gateways, accuracy",
+            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second, gateways, accuracy",
         ),
         (
             "/reporting",
@@ -386,13 +409,13 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/credentials",
-            json!({ "app_id": [] }),
-            "services[0].credentials.app_id: is unknown; the fields here are user_key",
+            json!({ "token": [] }),
+            "services[0].credentials.token: is unknown; the fields here are user_key, app_id, app_key, strip, referrer, anonymous",
         ),
         (
             "/services/0/credentials",
-            json!({ "user_key": [{ "cookie": "a" }] }),
-            "services[0].credentials.user_key[0].cookie: is unknown; the fields here are query, header",
+            json!({ "user_key": [{ "path": "a" }] }),
+            "services[0].credentials.user_key[0].path: is unknown; the fields here are query, header, cookie, basic, bearer, body",
         ),
         (
             "/services/0/metrics",
@@ -702,7 +725,7 @@ fn a_token_that_cannot_be_one_is_refused_and_not_shown() {
         (json!({ "env": "$s3cr3t" }), name),
         (
             json!(""),
-            "services[0].token: is empty: it must be a service token, or { env: NAME } for one from the environment",
+            "services[0].token: is empty: it must be a token or key, or { env: NAME } for one from the environment",
         ),
         (json!("s3cr3t "), characters),
         (json!({ "env": "TG_LINE" }), characters),
@@ -712,6 +735,29 @@ fn a_token_that_cannot_be_one_is_refused_and_not_shown() {
         let debug = format!("{:?}", parse(&configuration).unwrap_err());
         assert!(!debug.contains("s3cr3t"), "{debug}");
     }
+}
+
+#[test]
+fn a_provider_key_stands_in_place_of_a_token_and_never_beside_one() {
+    let both = with("/services/0/provider_key", json!("k3y"));
+    assert_eq!(
+        error(&both),
+        "services[0].provider_key: stands here besides a token: name one of them"
+    );
+    let mut only = both;
+    only["services"][0].as_object_mut().unwrap().remove("token");
+    let configuration = parse(&only).unwrap();
+    assert!(
+        matches!(&configuration.services[0].right, Right::ProviderKey(key) if key.expose() == "k3y")
+    );
+    assert!(!format!("{configuration:?}").contains("k3y"));
+}
+
+#[test]
+fn a_service_is_in_oauth_mode_only_where_it_says_so() {
+    assert!(!parse(&shortest()).unwrap().services[0].oauth);
+    let oauth = with("/services/0/oauth", json!(true));
+    assert!(parse(&oauth).unwrap().services[0].oauth);
 }
 
 #[test]
@@ -774,31 +820,135 @@ fn a_host_cannot_have_two_services() {
     other["hosts"] = json!(["other.example.com", "API.example.com."]);
     assert_eq!(
         error(&with("/services/1", other)),
-        "services[1].hosts[1]: \"api.example.com\": belongs to service \"1001\" already (services[0].hosts[0]); a host can have one service only"
+        "services[1].hosts[1]: \"api.example.com\": belongs to service \"1001\" already (services[0].hosts[0]); services on one host are told apart by path_prefix or route"
     );
     assert_eq!(
         error(&with(
             "/services/0/hosts",
             json!(["*.a.com", "*", "*.A.com"])
         )),
-        "services[0].hosts[2]: \"*.a.com\": belongs to service \"1001\" already (services[0].hosts[0]); a host can have one service only"
+        "services[0].hosts[2]: \"*.a.com\": belongs to service \"1001\" already (services[0].hosts[0]); services on one host are told apart by path_prefix or route"
     );
 }
 
 #[test]
-fn a_place_for_credentials_that_is_none_is_refused() {
-    let one =
-        "must name exactly one place to look in, like { query: user_key } or { header: x-api-key }";
-    for (sources, message) in [
-        (json!([]), "services[0].credentials.user_key: is empty: name at least one place to look in, like { query: user_key }".to_owned()),
-        (json!([{}]), format!("services[0].credentials.user_key[0]: {one}")),
-        (json!([{ "query": "a" }, { "query": "a", "header": "a" }]), format!("services[0].credentials.user_key[1]: {one}")),
-        (json!([{ "query": "" }]), "services[0].credentials.user_key[0].query: \"\": a name is needed, like user_key".to_owned()),
-        (json!([{ "header": ":path" }]), "services[0].credentials.user_key[0].header: \":path\": a header name has letters, digits, and characters like \"-\" and \"_\", like x-api-key".to_owned()),
-        (json!([{ "header": "a" }, { "header": "A" }]), "services[0].credentials.user_key[1]: is named before; each place is searched once".to_owned()),
+fn services_that_share_a_host_differ_in_path_prefix_or_route() {
+    let sharing = |first: Value, second: Value| {
+        let mut configuration = shortest();
+        let mut other = configuration["services"][0].clone();
+        other["id"] = json!("1002");
+        configuration["services"][0]
+            .as_object_mut()
+            .unwrap()
+            .extend(first.as_object().unwrap().clone());
+        other
+            .as_object_mut()
+            .unwrap()
+            .extend(second.as_object().unwrap().clone());
+        configuration["services"]
+            .as_array_mut()
+            .unwrap()
+            .push(other);
+        parse(&configuration)
+    };
+    for (first, second) in [
+        (json!({}), json!({ "path_prefix": "/v1" })),
+        (
+            json!({ "path_prefix": "/v1" }),
+            json!({ "path_prefix": "/v1/x" }),
+        ),
+        (json!({ "route": "a" }), json!({ "route": "b" })),
+        (json!({ "route": "a" }), json!({})),
+        (
+            json!({ "path_prefix": "/v1", "route": "a" }),
+            json!({ "path_prefix": "/v1" }),
+        ),
     ] {
-        let credentials = json!({ "user_key": sources });
-        assert_eq!(error(&with("/services/0/credentials", credentials)), message);
+        assert!(
+            sharing(first.clone(), second.clone()).is_ok(),
+            "{first} {second}"
+        );
+    }
+    for (first, second) in [
+        (json!({}), json!({ "path_prefix": "/" })),
+        (
+            json!({ "path_prefix": "/v1" }),
+            json!({ "path_prefix": "/v1/" }),
+        ),
+        (json!({ "route": "a" }), json!({ "route": "a" })),
+        (
+            json!({ "path_prefix": "/v1", "route": "a" }),
+            json!({ "path_prefix": "/%761", "route": "a" }),
+        ),
+    ] {
+        assert_eq!(
+            sharing(first, second).unwrap_err().to_string(),
+            "services[1].hosts[0]: \"api.example.com\": belongs to service \"1001\" already (services[0].hosts[0]); services on one host are told apart by path_prefix or route"
+        );
+    }
+    let configuration = sharing(json!({}), json!({ "path_prefix": "/v1" })).unwrap();
+    let found = |authority: &str, target: &str| {
+        let found = configuration.service_for(authority.as_bytes(), target.as_bytes(), || None);
+        found.map(|(index, _)| index)
+    };
+    assert_eq!(found("api.example.com", "/v1/x"), Ok(1));
+    assert_eq!(found("api.example.com", "/v2/x"), Ok(0));
+    assert_eq!(found("elsewhere.example.com", "/"), Err(NoService::Host));
+    assert_eq!(found("x:y", "/"), Err(NoService::NotAHost));
+}
+
+#[test]
+fn a_guarded_host_is_not_unmatched_where_no_service_has_the_path() {
+    let mut configuration = with("/services/0/path_prefix", json!("/v1"));
+    let mut any = configuration["services"][0].clone();
+    any["id"] = json!("1002");
+    any["hosts"] = json!(["*"]);
+    any["path_prefix"] = json!("/");
+    configuration["services"].as_array_mut().unwrap().push(any);
+    configuration["unmatched_hosts"] = json!("pass");
+    let configuration = parse(&configuration).unwrap();
+    let found = configuration.service_for(b"api.example.com", b"/v2", || None);
+    assert_eq!(found.map(|(index, _)| index), Err(NoService::Share));
+}
+
+#[test]
+fn a_path_prefix_or_a_route_that_is_none_is_refused() {
+    let plain = "a path prefix is plain text, like \"/v1\": it covers itself and all paths below it, without \"*\", \"{\", \"}\", \"?\", \"#\", white space or control characters";
+    let long = "x".repeat(257);
+    for (field, value, message) in [
+        (
+            "path_prefix",
+            "v1",
+            "\"v1\": a path prefix begins with \"/\", like \"/v1\"".to_owned(),
+        ),
+        ("path_prefix", "/v1/*", format!("\"/v1/*\": {plain}")),
+        (
+            "path_prefix",
+            &format!("/{}", "x".repeat(1_024)),
+            format!(
+                "{}: a path prefix has at most 1024 bytes",
+                error::quoted(&format!("/{long}"))
+            ),
+        ),
+        (
+            "route",
+            "",
+            "\"\": must be the name of a route in Envoy, of 1 to 256 bytes, like orders".to_owned(),
+        ),
+        (
+            "route",
+            &long,
+            format!(
+                "{}: must be the name of a route in Envoy, of 1 to 256 bytes, like orders",
+                error::quoted(&long)
+            ),
+        ),
+    ] {
+        let pointer = format!("/services/0/{field}");
+        assert_eq!(
+            error(&with(&pointer, json!(value))),
+            format!("services[0].{field}: {message}")
+        );
     }
 }
 
@@ -919,6 +1069,144 @@ fn a_hierarchy_that_is_none_is_refused() {
 }
 
 #[test]
+fn replies_are_changed_field_by_field_first_for_all_services_then_for_one() {
+    let mut configuration = with(
+        "/replies",
+        json!({
+            "denied": { "status": 404, "body": "", "headers": { "Cache-Control": "no-store" } },
+            "limited": { "content_type": "application/json", "body": "{}" },
+            "no_service": { "status": 421 },
+        }),
+    );
+    let mut other = configuration["services"][0].clone();
+    other["id"] = json!("1002");
+    other["hosts"] = json!(["*"]);
+    other["replies"] = json!({
+        "denied": { "body": "Nein.\n" },
+        "limited": { "status": 503, "headers": {} },
+        "unavailable": { "status": 500, "content_type": "text/plain", "body": "x".repeat(1_025) },
+    });
+    other["rate_limit_headers"] = json!(true);
+    configuration["services"]
+        .as_array_mut()
+        .unwrap()
+        .push(other);
+    let configuration = parse(&configuration).unwrap();
+    let built_in = Replies::default();
+    let [first, second] = [0, 1].map(|service: usize| &configuration.services[service]);
+    assert!(!first.rate_limit_headers && second.rate_limit_headers);
+
+    assert_eq!(configuration.replies.to(Outcome::NoService).status, 421);
+    assert_eq!(first.replies, configuration.replies);
+    let denied = first.replies.to(Outcome::Denied);
+    assert_eq!((denied.status, &*denied.body), (404, ""));
+    assert_eq!(
+        *denied.headers,
+        [("cache-control".into(), "no-store".into())]
+    );
+    assert_eq!(
+        denied.content_type,
+        built_in.to(Outcome::Denied).content_type
+    );
+    assert_eq!(&*denied.grpc_message, "The credential is not accepted.");
+    let limited = first.replies.to(Outcome::Limited);
+    assert_eq!((limited.status, &*limited.body), (429, "{}"));
+    assert_eq!(
+        &*limited.grpc_message, "A limit of the plan is used up.",
+        "JSON is no message"
+    );
+
+    let denied = second.replies.to(Outcome::Denied);
+    assert_eq!((denied.status, &*denied.body), (404, "Nein.\n"));
+    assert_eq!(
+        *denied.headers,
+        [("cache-control".into(), "no-store".into())]
+    );
+    assert_eq!(&*denied.grpc_message, "Nein.");
+    let limited = second.replies.to(Outcome::Limited);
+    assert_eq!(
+        (limited.status, &*limited.content_type),
+        (503, "application/json")
+    );
+    let unavailable = second.replies.to(Outcome::Unavailable);
+    assert_eq!(unavailable.status, 500);
+    assert_eq!(
+        &*unavailable.grpc_message, "The request cannot be authorized right now.",
+        "too long for a header"
+    );
+    for outcome in [
+        Outcome::NoCredential,
+        Outcome::NoMappingRule,
+        Outcome::Disabled,
+        Outcome::Misconfigured,
+    ] {
+        assert_eq!(second.replies.to(outcome), built_in.to(outcome));
+    }
+}
+
+#[test]
+fn a_reply_that_cannot_be_sent_is_refused() {
+    let status = "must be a whole number from 400 to 599: a refusal never looks like a success";
+    let media_type = "must be a media type, like application/json";
+    let value = "a header value has 1 to 1024 visible ASCII characters, with spaces between them only, like no-store";
+    let reserved = "the reply or the connection sets this header itself; the content type is content_type, beside headers";
+    let many: serde_json::Map<_, _> = (0..17).map(|n| (format!("x-{n}"), json!("y"))).collect();
+    for (outcome, reply, message) in [
+        ("denied", json!({ "status": 200 }), format!(".status: 200: {status}")),
+        ("denied", json!({ "status": 399 }), format!(".status: 399: {status}")),
+        ("denied", json!({ "status": 600 }), format!(".status: 600: {status}")),
+        ("denied", json!({ "status": 65_940 }), format!(".status: 65940: {status}")),
+        ("denied", json!({ "status": "403" }), format!(".status: \"403\": {status}")),
+        ("denied", json!({ "status": null }), format!(".status: null: {status}")),
+        ("limited", json!({ "content_type": "json" }), format!(".content_type: \"json\": {media_type}")),
+        ("limited", json!({ "content_type": "text/plain\r\nx: y" }), format!(".content_type: \"text/plain\\r\\nx: y\": {media_type}")),
+        ("limited", json!({ "body": "x".repeat(16_385) }), ".body: has 16385 bytes: must be at most 16384".to_owned()),
+        ("limited", json!({ "body": { "error": 1 } }), ".body: is an object, must be a string".to_owned()),
+        ("disabled", json!({ "headers": { "x y": "z" } }), "[\"x y\"]: \"x y\": a header name has letters, digits, and characters like \"-\", like cache-control".to_owned()),
+        ("disabled", json!({ "headers": { ":status": "200" } }), "[\":status\"]: \":status\": a header name has letters, digits, and characters like \"-\", like cache-control".to_owned()),
+        ("disabled", json!({ "headers": { "x": "y\r\nset-cookie: z" } }), format!(".x: \"y\\r\\nset-cookie: z\": {value}")),
+        ("disabled", json!({ "headers": { "x": " y" } }), format!(".x: \" y\": {value}")),
+        ("disabled", json!({ "headers": { "x": "" } }), format!(".x: \"\": {value}")),
+        ("disabled", json!({ "headers": { "Content-Type": "text/html" } }), format!(".Content-Type: \"Content-Type\": {reserved}")),
+        ("disabled", json!({ "headers": { "retry-after": "1" } }), format!(".retry-after: \"retry-after\": {reserved}")),
+        ("disabled", json!({ "headers": { "X": "1", "x": "2" } }), ".x: stands here twice".to_owned()),
+        ("disabled", json!({ "headers": many }), ": names too many headers: must be at most 16".to_owned()),
+        ("unavailable", json!({ "code": 500 }), ".code: is unknown; the fields here are status, content_type, body, headers".to_owned()),
+        ("unavailable", json!(503), ": is a number, must be an object".to_owned()),
+    ] {
+        let headers = if outcome == "disabled" { ".headers" } else { "" };
+        for (pointer, place) in [("/replies", "replies"), ("/services/0/replies", "services[0].replies")] {
+            let replies = json!({ outcome: reply });
+            assert_eq!(error(&with(pointer, replies)), format!("{place}.{outcome}{headers}{message}"));
+        }
+    }
+    let outcomes = "no_credential, denied, no_mapping_rule, limited, disabled, unavailable, misconfigured, large_body";
+    let unknown = json!({ "not_found": {} });
+    assert_eq!(
+        error(&with("/replies", unknown)),
+        format!(
+            "replies.not_found: is unknown; the fields here are {outcomes}, late_body, no_service"
+        )
+    );
+    let of_none = json!({ "no_service": {} });
+    assert_eq!(
+        error(&with("/services/0/replies", of_none)),
+        format!("services[0].replies.no_service: is unknown; the fields here are {outcomes}")
+    );
+    assert_eq!(
+        error(&with("/services/0/rate_limit_headers", json!("yes"))),
+        "services[0].rate_limit_headers: is a string, must be true or false"
+    );
+    for bound in [
+        json!({ "status": 400 }),
+        json!({ "status": 599 }),
+        json!({ "body": "x".repeat(16_384) }),
+    ] {
+        assert!(parse(&with("/replies", json!({ "denied": bound }))).is_ok());
+    }
+}
+
+#[test]
 fn an_exemption_that_is_none_is_refused() {
     let plain = "an exempt path has letters, digits and plain punctuation, without \"%\", \";\", \"?\", \"//\", \"/./\" and \"/../\": servers read those in several ways";
     let method =
@@ -1001,12 +1289,24 @@ mod properties {
         full["service_management"]["timeout"] = json!("1s");
         let service = &mut full["services"][0];
         service["token"] = json!({ "env": "TG_SERVICE_TOKEN" });
-        service["credentials"] = json!({ "user_key": [{ "query": "a" }, { "header": "b" }] });
+        service["credentials"] = json!({
+            "user_key": [
+                { "query": "a" }, { "header": "b" }, { "cookie": "c" }, { "bearer": {} },
+                { "basic": "username" },
+            ],
+            "strip": true, "referrer": true, "anonymous": { "user_key": { "env": "TG_SERVICE_TOKEN" } },
+        });
         service["metrics"] = json!({ "orders": { "parent": "hits" } });
         service["exempt"] = json!([{ "method": "GET", "path": "/a/*" }]);
+        service["path_prefix"] = json!("/v1");
+        service["route"] = json!("orders");
+        service["rate_limit_headers"] = json!(true);
+        let reply = json!({ "status": 404, "content_type": "text/html", "body": "x", "headers": { "a": "b" } });
+        service["replies"] = json!({ "denied": reply });
         service["mapping_rules"][0]["query"] = json!({ "a": "b" });
         service["mapping_rules"][0]["method"] = json!("GET");
         service["mapping_rules"][0]["last"] = json!(true);
+        full["replies"] = json!({ "no_service": reply });
         full
     }
 
@@ -1028,7 +1328,7 @@ mod properties {
             let place = choice.get(&places);
             *configuration.pointer_mut(place).unwrap() = value;
             if let Err(error) = parse(&configuration) {
-                let known = ["configuration", "service_management", "services", "authorization", "reporting", "unmatched_hosts"];
+                let known = ["configuration", "service_management", "services", "authorization", "reporting", "unmatched_hosts", "replies"];
                 prop_assert!(
                     place.is_empty() || known.iter().any(|start| error.path.starts_with(start)),
                     "{}", error

@@ -38,6 +38,30 @@ pub struct Identities {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 16]);
 
+/// What is remembered of an application besides its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    /// One of its keys.
+    AppKey = 1,
+    /// Somebody who refers to it.
+    Referrer = 2,
+}
+
+impl Digest {
+    /// The digest of an application and one key or referrer, or the lack of one.
+    ///
+    /// SipHash-1-3-128 over the part, one byte, and the value, keyed with the application's
+    /// digest. That is as secret as the key it was made with, so this needs no other.
+    #[must_use]
+    pub fn with(self, part: Part, value: Option<&str>) -> Self {
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        hasher.write(&[part as u8, u8::from(value.is_some())]);
+        hasher.write(value.unwrap_or_default().as_bytes());
+        Self(hasher.finish128().as_bytes())
+    }
+}
+
 impl Scope {
     /// A number that stands for this scope in keys and records of one process. It does
     /// not depend on the key of the digests: should that change, whoever leads the service
@@ -125,6 +149,24 @@ mod tests {
     #[test]
     fn another_key_gives_other_digests() {
         assert_ne!(digest(7, "c", "a", "1", "k"), digest(8, "c", "a", "1", "k"));
+    }
+
+    #[test]
+    fn each_key_and_referrer_of_each_application_has_a_digest_of_its_own() {
+        let [one, other] = ["a", "b"].map(|id| digest(7, "c", "a", "1", id));
+        let digests = [
+            one,
+            one.with(Part::AppKey, None),
+            one.with(Part::AppKey, Some("")),
+            one.with(Part::AppKey, Some("k")),
+            one.with(Part::AppKey, Some("K")),
+            one.with(Part::Referrer, None),
+            one.with(Part::Referrer, Some("k")),
+            other.with(Part::AppKey, Some("k")),
+        ];
+        for (index, digest) in digests.iter().enumerate() {
+            assert_eq!(digests.iter().position(|one| one == digest), Some(index));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code)]
 
+use smallvec::SmallVec;
 use std::ptr;
 
 /// What a host function returned. Numbers are those of the ABI; any number that
@@ -18,6 +19,8 @@ pub enum Status {
     NotFound,
     /// An argument is not acceptable: an unknown cluster, a stream that has ended.
     BadArgument,
+    /// There is no message in the queue.
+    Empty,
     /// Somebody else changed the value meanwhile.
     CasMismatch,
     /// Anything else, by number.
@@ -67,20 +70,50 @@ pub enum MapType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum BufferType {
+    /// What has arrived of the request's body, while a callback about it runs.
+    RequestBody = 0,
     /// Body of the answer to a call.
     CallResponseBody = 4,
     /// The plugin's configuration.
     PluginConfiguration = 7,
 }
 
-/// Going on or waiting, by ABI number.
+/// Going on or waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Action {
     /// The stream goes on.
-    Continue = 0,
+    Continue,
     /// The stream waits for `continue_request` or a local reply.
-    Pause = 1,
+    Pause,
+    /// The stream waits for the rest of its body.
+    AwaitBody,
+}
+
+impl Action {
+    /// What `proxy_on_request_headers` returns, by Envoy's number of the header status.
+    ///
+    /// A pause is `StopAllIterationAndWatermark`, which the SDK has no name for. The SDK's
+    /// 1 is `StopIteration`, and what that means is up to the plugin's
+    /// `allow_on_headers_stop_iteration`: where it is true, the body comes nevertheless, and a
+    /// stream whose body is let through goes on, headers and all, whoever it waits for.
+    #[must_use]
+    pub const fn headers_status(self) -> u32 {
+        match self {
+            Self::Continue => 0,
+            Self::Pause => 4,
+            Self::AwaitBody => 1,
+        }
+    }
+
+    /// What `proxy_on_request_body` returns, by Envoy's number of the data status: the body
+    /// is kept, up to the connection's limit, while the stream waits.
+    #[must_use]
+    pub const fn body_status(self) -> u32 {
+        match self {
+            Self::Continue => 0,
+            Self::Pause | Self::AwaitBody => 1,
+        }
+    }
 }
 
 /// `proxy_continue_stream`'s number for the request's direction.
@@ -105,6 +138,33 @@ mod imports {
             size: *mut usize,
         ) -> u32;
         pub fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
+        pub fn proxy_replace_header_map_value(
+            map: u32,
+            key: *const u8,
+            key_size: usize,
+            value: *const u8,
+            value_size: usize,
+        ) -> u32;
+        pub fn proxy_add_header_map_value(
+            map: u32,
+            key: *const u8,
+            key_size: usize,
+            value: *const u8,
+            value_size: usize,
+        ) -> u32;
+        pub fn proxy_remove_header_map_value(map: u32, key: *const u8, key_size: usize) -> u32;
+        pub fn proxy_get_property(
+            path: *const u8,
+            path_size: usize,
+            data: *mut *mut u8,
+            size: *mut usize,
+        ) -> u32;
+        pub fn proxy_set_property(
+            path: *const u8,
+            path_size: usize,
+            value: *const u8,
+            value_size: usize,
+        ) -> u32;
         pub fn proxy_get_shared_data(
             key: *const u8,
             key_size: usize,
@@ -119,6 +179,13 @@ mod imports {
             value_size: usize,
             cas: u32,
         ) -> u32;
+        pub fn proxy_register_shared_queue(
+            name: *const u8,
+            name_size: usize,
+            token: *mut u32,
+        ) -> u32;
+        pub fn proxy_enqueue_shared_queue(token: u32, message: *const u8, size: usize) -> u32;
+        pub fn proxy_dequeue_shared_queue(token: u32, data: *mut *mut u8, size: *mut usize) -> u32;
         pub fn proxy_http_call(
             cluster: *const u8,
             cluster_size: usize,
@@ -151,6 +218,7 @@ mod imports {
         ) -> u32;
         pub fn proxy_increment_metric(id: u32, offset: i64) -> u32;
         pub fn proxy_record_metric(id: u32, value: u64) -> u32;
+        pub fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
     }
 
     // The standard library has no absolute monotonic time, and lifetimes are
@@ -170,6 +238,7 @@ fn checked(status: u32) -> HostResult<()> {
         0 => Ok(()),
         1 => Err(Status::NotFound),
         2 => Err(Status::BadArgument),
+        7 => Err(Status::Empty),
         8 => Err(Status::CasMismatch),
         other => Err(Status::Other(other)),
     }
@@ -268,6 +337,67 @@ pub fn header_map(map: MapType) -> HostResult<Vec<u8>> {
     Ok(taken(data, size))
 }
 
+/// Gives the current request this header in place of all of this name. `BadArgument`: the
+/// request has gone on.
+pub fn replace_request_header(name: &[u8], value: &[u8]) -> HostResult<()> {
+    // SAFETY: name and value are live.
+    checked(unsafe {
+        imports::proxy_replace_header_map_value(
+            MapType::RequestHeaders as u32,
+            name.as_ptr(),
+            name.len(),
+            value.as_ptr(),
+            value.len(),
+        )
+    })
+}
+
+/// Gives the current request one more header. `BadArgument`: the request has gone on.
+pub fn add_request_header(name: &[u8], value: &[u8]) -> HostResult<()> {
+    // SAFETY: name and value are live.
+    checked(unsafe {
+        imports::proxy_add_header_map_value(
+            MapType::RequestHeaders as u32,
+            name.as_ptr(),
+            name.len(),
+            value.as_ptr(),
+            value.len(),
+        )
+    })
+}
+
+/// Takes every header of this name from the current request. `BadArgument`: the request has
+/// gone on.
+pub fn remove_request_header(name: &[u8]) -> HostResult<()> {
+    // SAFETY: the name is live.
+    checked(unsafe {
+        imports::proxy_remove_header_map_value(
+            MapType::RequestHeaders as u32,
+            name.as_ptr(),
+            name.len(),
+        )
+    })
+}
+
+/// A property of the effective context's stream; the parts of its path are separated by NUL.
+pub fn property(path: &[u8]) -> HostResult<Vec<u8>> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the path is live and the out-pointers are valid for the call.
+    let status = unsafe {
+        imports::proxy_get_property(path.as_ptr(), path.len(), &raw mut data, &raw mut size)
+    };
+    checked(status)?;
+    Ok(taken(data, size))
+}
+
+/// Sets the filter state `wasm.NAME` of the effective context's stream.
+pub fn set_filter_state(name: &str, value: &str) -> HostResult<()> {
+    // SAFETY: name and value are live.
+    checked(unsafe {
+        imports::proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len())
+    })
+}
+
 /// A value of shared data and its compare-and-set token.
 pub fn shared_data(key: &[u8]) -> HostResult<(Vec<u8>, u32)> {
     let (mut data, mut size, mut cas) = (ptr::null_mut(), 0, 0);
@@ -292,6 +422,34 @@ pub fn set_shared_data(key: &[u8], value: &[u8], cas: u32) -> HostResult<()> {
     checked(unsafe {
         imports::proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas)
     })
+}
+
+/// Lets the root of the effective context listen to the queue of this name, instead of
+/// whoever did; `proxy_on_queue_ready` is called on it for each message that comes from now
+/// on. Returns the queue's token. Messages that are in it stay.
+pub fn register_queue(name: &[u8]) -> HostResult<u32> {
+    let mut token = 0;
+    // SAFETY: the name is live and the out-pointer is valid for the call.
+    checked(unsafe {
+        imports::proxy_register_shared_queue(name.as_ptr(), name.len(), &raw mut token)
+    })?;
+    Ok(token)
+}
+
+/// Puts a message into a queue and wakes whoever listens to it, on another thread too.
+pub fn enqueue(token: u32, message: &[u8]) -> HostResult<()> {
+    // SAFETY: the message is live.
+    checked(unsafe { imports::proxy_enqueue_shared_queue(token, message.as_ptr(), message.len()) })
+}
+
+/// Takes the next message out of a queue. `Empty`: there is none.
+pub fn dequeue(token: u32) -> HostResult<Vec<u8>> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the out-pointers are valid for the call.
+    let status =
+        unsafe { imports::proxy_dequeue_shared_queue(token, &raw mut data, &raw mut size) };
+    checked(status)?;
+    Ok(taken(data, size))
 }
 
 /// Starts an HTTP call from the effective context and returns its token.
@@ -337,9 +495,12 @@ pub fn continue_request() -> HostResult<()> {
 }
 
 /// Answers the effective context's request without asking upstream.
-/// `details` becomes Envoy's response code details.
+/// `details` becomes Envoy's response code details. A request that Envoy takes for gRPC gets
+/// HTTP 200 with `grpc_status` (or, without, what Envoy makes of the HTTP status), and the
+/// body as the message.
 pub fn local_reply(
     status: u32,
+    grpc_status: Option<i32>,
     details: &str,
     headers: &[(&[u8], &[u8])],
     body: &[u8],
@@ -355,7 +516,7 @@ pub fn local_reply(
             body.len(),
             headers.as_ptr(),
             headers.len(),
-            NO_GRPC_STATUS,
+            grpc_status.unwrap_or(NO_GRPC_STATUS),
         )
     })
 }
@@ -382,6 +543,14 @@ pub fn record_metric(id: u32, value: u64) {
     let _ = unsafe { imports::proxy_record_metric(id, value) };
 }
 
+/// The value of a counter or gauge, of the whole process.
+pub fn get_metric(id: u32) -> HostResult<u64> {
+    let mut value = 0;
+    // SAFETY: the out-pointer is valid for the call.
+    checked(unsafe { imports::proxy_get_metric(id, &raw mut value) })?;
+    Ok(value)
+}
+
 /// Serializes header pairs as the ABI has them: count, then both lengths of each
 /// pair (all u32, little-endian), then the bytes, each followed by a NUL.
 fn serialize_pairs(pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
@@ -401,19 +570,22 @@ fn serialize_pairs(pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
     out
 }
 
+/// Names and values of headers. Those of a usual request need no memory of their own.
+pub type Pairs<'a> = SmallVec<[(&'a [u8], &'a [u8]); 24]>;
+
 /// Reads header pairs as the ABI has them; anything that does not fit ends the list.
-pub fn parse_pairs(bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
+pub fn parse_pairs(bytes: &[u8]) -> Pairs<'_> {
+    let mut pairs = Pairs::new();
     let Some((count, lengths)) = bytes.split_first_chunk::<4>() else {
-        return Vec::new();
+        return pairs;
     };
     let count = usize::try_from(u32::from_le_bytes(*count)).unwrap_or(0);
     let Some((mut lengths, mut data)) = count
         .checked_mul(8)
         .and_then(|size| lengths.split_at_checked(size))
     else {
-        return Vec::new();
+        return pairs;
     };
-    let mut pairs = Vec::with_capacity(count);
     while let Some((name_size, rest)) = lengths.split_first_chunk::<4>() {
         let Some((value_size, rest)) = rest.split_first_chunk::<4>() else {
             break;
@@ -447,7 +619,7 @@ mod tests {
     #[test]
     fn pairs_survive_the_abi() {
         let pairs: &[(&[u8], &[u8])] = &[(b":path", b"/\xff"), (b"x", b""), (b"", b"y")];
-        assert_eq!(parse_pairs(&serialize_pairs(pairs)), pairs);
+        assert_eq!(*parse_pairs(&serialize_pairs(pairs)), *pairs);
     }
 
     #[test]
@@ -456,7 +628,7 @@ mod tests {
         for length in 0..whole.len() {
             assert!(parse_pairs(&whole[..length]).len() < 2, "cut at {length}");
         }
-        assert_eq!(parse_pairs(&[0xff; 64]), Vec::new());
+        assert!(parse_pairs(&[0xff; 64]).is_empty());
     }
 
     #[cfg(not(target_family = "wasm"))]
@@ -474,6 +646,7 @@ mod tests {
             checked(types::Status::CasMismatch as u32),
             Err(Status::CasMismatch)
         );
+        assert_eq!(checked(types::Status::Empty as u32), Err(Status::Empty));
         assert_eq!(
             MapType::RequestHeaders as u32,
             types::MapType::HttpRequestHeaders as u32
@@ -490,7 +663,15 @@ mod tests {
             BufferType::PluginConfiguration as u32,
             types::BufferType::PluginConfiguration as u32
         );
-        assert_eq!(Action::Pause as u32, types::Action::Pause as u32);
+        assert_eq!(
+            BufferType::RequestBody as u32,
+            types::BufferType::HttpRequestBody as u32
+        );
+        assert_eq!(
+            Action::Continue.headers_status(),
+            types::Action::Continue as u32
+        );
+        assert_eq!(Action::Pause.body_status(), types::Action::Pause as u32);
         assert_eq!(LogLevel::Error as u32, types::LogLevel::Error as u32);
         assert_eq!(MetricType::Gauge as u32, types::MetricType::Gauge as u32);
     }

@@ -4,9 +4,9 @@
 use super::abi::{self, BufferType, MapType};
 use crate::config::ServiceManagement;
 use crate::service_management::{
-    Application, AuthorizeAnswer, Identification, OPTIONS_HEADER, REJECTION_REASON_HEADER,
-    REPORT_CONTENT_TYPE, REPORT_PATH, Reply, ReportAnswer, ServiceAccess, UPSTREAM_HEADER,
-    authorize_answer, authorize_target, report_answer,
+    Application, AuthorizeAnswer, Endpoint, Identification, OPTIONS_HEADER,
+    REJECTION_REASON_HEADER, REPORT_CONTENT_TYPE, REPORT_PATH, Reply, ReportAnswer, ServiceAccess,
+    UPSTREAM_HEADER, authorize_answer, authorize_target, listed_keys, report_answer,
 };
 use std::time::Duration;
 
@@ -14,13 +14,17 @@ use std::time::Duration;
 const MAX_ANSWER: usize = 2 * 1_024 * 1_024;
 const USER_AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
-/// Asks about an application. The token of the call; `None` if it could not be made.
+/// Asks about an application, when it is used from this referrer. The token of the call;
+/// `None` if it could not be made.
 pub fn authorize(
     to: &ServiceManagement,
     service: &ServiceAccess<'_>,
+    endpoint: Endpoint,
     application: &Application<'_>,
+    referrer: Option<&str>,
 ) -> Option<u32> {
-    let target = authorize_target(service, application);
+    let referrer = referrer.map(str::as_bytes);
+    let target = authorize_target(service, endpoint, application, referrer);
     let options = application.identification().options();
     let headers: [(&[u8], &[u8]); 5] = [
         (b":method", b"GET"),
@@ -92,6 +96,11 @@ impl Answered {
     /// What it says about an application that was asked about that way.
     pub fn to_authorize(&self, asked: Identification) -> AuthorizeAnswer {
         authorize_answer(&self.reply(), asked)
+    }
+
+    /// The keys that it lists in refusing a question in which none was shown.
+    pub fn to_listed_keys(&self) -> Option<Vec<String>> {
+        listed_keys(&self.reply())
     }
 
     /// What it says about a report.

@@ -1,7 +1,7 @@
 //! What Envoy calls: the exports of the module, each a line that enters the VM.
 //!
-//! Only what is needed is exported. A stream is decided on its request headers and
-//! leaves no state behind, so `proxy_on_done`, `proxy_on_log`, `proxy_on_delete` and
+//! Only what is needed is exported. A stream is decided on its request headers, or at the
+//! end of its body, and leaves no state behind, so `proxy_on_done`, `proxy_on_log`, `proxy_on_delete` and
 //! the response's callbacks are not: Envoy skips what a module does not export, and each
 //! callback costs a request about a microsecond.
 
@@ -76,14 +76,29 @@ extern "C" fn proxy_on_tick(root_id: u32) {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn proxy_on_request_headers(
-    stream_id: u32,
-    _headers: usize,
-    _end_of_stream: u32,
-) -> u32 {
+extern "C" fn proxy_on_queue_ready(_root_id: u32, queue: u32) {
+    with_vm(|vm| vm.on_queue_ready(queue));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_request_headers(stream_id: u32, _headers: usize, end_of_stream: u32) -> u32 {
     // Paused without a reply, the stream would end at its timeout; never let through.
-    let action = with_vm(|vm| vm.on_request_headers(stream_id)).unwrap_or(Action::Pause);
-    action as u32
+    let action = with_vm(|vm| vm.on_request_headers(stream_id, end_of_stream != 0));
+    action.unwrap_or(Action::Pause).headers_status()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_request_body(stream_id: u32, size: usize, end_of_stream: u32) -> u32 {
+    let action = with_vm(|vm| vm.on_request_body(stream_id, size, end_of_stream != 0));
+    action.unwrap_or(Action::Pause).body_status()
+}
+
+// A body with trailers behind it does not end its stream, and what does not stop the
+// trailers lets the stream go on.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_request_trailers(stream_id: u32, _trailers: usize) -> u32 {
+    let action = with_vm(|vm| vm.on_request_trailers(stream_id));
+    action.unwrap_or(Action::Pause).body_status()
 }
 
 #[unsafe(no_mangle)]

@@ -5,6 +5,12 @@
 //! traffic is.
 
 use super::abi::{self, MetricType};
+use crate::authorization::Units;
+use crate::mapping::{MetricId, Metrics};
+use crate::usage::Accounts;
+
+/// Stands for the metrics of other configurations.
+const OTHER_METRICS: &str = "_other";
 
 /// What is counted, per service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +36,16 @@ pub enum Counter {
     Early,
     /// Refused: it could not be known whether the caller may pass.
     Unavailable,
+    /// Of those that could not be known: too many unknown credentials were asked about.
+    OverBudget,
+    /// Answered without a question, because service management keeps failing.
+    BreakerOpen,
     /// Decided without a record, because no slot could give way.
     Uncached,
     /// Questions sent about unknown applications.
     AuthorizeCalls,
+    /// Questions not sent, because another worker was asking the same.
+    AuthorizeShared,
     /// Questions sent about known applications.
     RefreshCalls,
     /// Questions without a usable answer.
@@ -48,6 +60,8 @@ pub enum Counter {
     ReportsNotDelivered,
     /// Reports of which nobody knows.
     ReportsUncertain,
+    /// Units of admitted requests, as far as the leader has seen their records.
+    UsageAdmitted,
     /// Units of usage acknowledged.
     UsageAcknowledged,
     /// Units that perhaps arrived and are sent again.
@@ -58,10 +72,12 @@ pub enum Counter {
     UsageLostTooOld,
     /// Units given up because they had no record and their report failed.
     UsageLostUncached,
+    /// Units given up because service management refuses them.
+    UsageLostRefused,
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 24] = [
+    const ALL: [(Self, &'static str); 29] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),
@@ -72,8 +88,11 @@ impl Counter {
         (Self::Limited, "requests_limited"),
         (Self::Early, "requests_early"),
         (Self::Unavailable, "requests_unavailable"),
+        (Self::OverBudget, "requests_over_budget"),
+        (Self::BreakerOpen, "requests_breaker_open"),
         (Self::Uncached, "requests_uncached"),
         (Self::AuthorizeCalls, "authorize_calls"),
+        (Self::AuthorizeShared, "authorize_shared"),
         (Self::RefreshCalls, "refresh_calls"),
         (Self::AuthorizeFailures, "authorize_failures"),
         (Self::Misconfigured, "misconfigured"),
@@ -81,11 +100,13 @@ impl Counter {
         (Self::ReportsRefused, "reports_refused"),
         (Self::ReportsNotDelivered, "reports_not_delivered"),
         (Self::ReportsUncertain, "reports_uncertain"),
+        (Self::UsageAdmitted, "usage_admitted"),
         (Self::UsageAcknowledged, "usage_acknowledged"),
         (Self::UsageResent, "usage_resent"),
         (Self::UsageLostUncertain, "usage_lost_uncertain"),
         (Self::UsageLostTooOld, "usage_lost_too_old"),
         (Self::UsageLostUncached, "usage_lost_uncached"),
+        (Self::UsageLostRefused, "usage_lost_refused"),
     ];
 }
 
@@ -99,13 +120,7 @@ pub struct Stats {
 impl Stats {
     /// Defines the counters of a service, or finds them.
     pub fn define(service: &str) -> Self {
-        let service: String = service
-            .chars()
-            .map(|letter| match letter {
-                'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => letter,
-                _ => '_',
-            })
-            .collect();
+        let service = plain(service);
         Self {
             ids: Counter::ALL.map(|(_, name)| {
                 abi::define_metric(MetricType::Counter, &format!("tollgate.{service}.{name}")).ok()
@@ -125,6 +140,131 @@ impl Stats {
         {
             abi::increment_metric(*id, i64::try_from(by).unwrap_or(i64::MAX));
         }
+    }
+}
+
+/// A name as it stands between dots.
+fn plain(name: &str) -> String {
+    name.chars()
+        .map(|letter| match letter {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => letter,
+            _ => '_',
+        })
+        .collect()
+}
+
+/// The sums of a service's usage, for each metric of its configuration:
+/// `wasmcustom.tollgate.<service id>.metric.<metric>.units_admitted` and so on; and the gauges
+/// `usage_pending` and `usage_in_flight` of all together. Always
+/// `admitted = acknowledged + lost + pending + in flight`; requests since the leader
+/// last looked at their records are not in it yet.
+#[derive(Debug)]
+pub struct Sums {
+    /// By the number of the metric; the last is of metrics that another configuration had.
+    metrics: Vec<Sum>,
+    pending: Option<u32>,
+    in_flight: Option<u32>,
+}
+
+/// The host ids of one metric's sums; `None` where the host refused.
+#[derive(Debug)]
+struct Sum {
+    admitted: Option<u32>,
+    acknowledged: Option<u32>,
+    lost: Option<u32>,
+    pending: Option<u32>,
+    in_flight: Option<u32>,
+}
+
+impl Sums {
+    /// Defines the sums of a service, or finds them.
+    pub fn define(service: &str, metrics: &Metrics) -> Self {
+        let service = plain(service);
+        let gauge = |name| {
+            let name = format!("tollgate.{service}.usage_{name}");
+            abi::define_metric(MetricType::Gauge, &name).ok()
+        };
+        let names = metrics.ids().map(|id| plain(metrics.name(id)));
+        let sum = |metric: String| {
+            let define = |kind, name| {
+                let name = format!("tollgate.{service}.metric.{metric}.units_{name}");
+                abi::define_metric(kind, &name).ok()
+            };
+            Sum {
+                admitted: define(MetricType::Counter, "admitted"),
+                acknowledged: define(MetricType::Counter, "acknowledged"),
+                lost: define(MetricType::Counter, "lost"),
+                pending: define(MetricType::Gauge, "pending"),
+                in_flight: define(MetricType::Gauge, "in_flight"),
+            }
+        };
+        Self {
+            metrics: names.chain([OTHER_METRICS.to_owned()]).map(sum).collect(),
+            pending: gauge("pending"),
+            in_flight: gauge("in_flight"),
+        }
+    }
+
+    fn of(&self, metric: Option<MetricId>) -> Option<&Sum> {
+        match metric {
+            Some(metric) => self.metrics.get(metric.index()),
+            None => self.metrics.last(),
+        }
+    }
+
+    /// Adds what became of usage.
+    pub fn add(&self, accounts: &Accounts) {
+        let each = |units: &Units, id: fn(&Sum) -> Option<u32>| {
+            for (metric, units) in units.iter() {
+                if let Some(id) = self.of(metric).and_then(id) {
+                    abi::increment_metric(id, i64::try_from(units).unwrap_or(i64::MAX));
+                }
+            }
+        };
+        each(&accounts.admitted, |sum| sum.admitted);
+        each(&accounts.acknowledged, |sum| sum.acknowledged);
+        each(&accounts.lost, |sum| sum.lost);
+    }
+
+    /// Shows what is in flight, and as pending all that is neither that nor settled.
+    /// `None`: what is in flight is as the leader said.
+    pub fn show(&self, in_flight: Option<&Units>) {
+        let others = self.metrics.len().saturating_sub(1);
+        let of = |units: &Units, index: usize| {
+            let is = |metric: Option<MetricId>| metric.map_or(others, MetricId::index) == index;
+            let units = units.iter().find(|(metric, _)| is(*metric));
+            units.map_or(0, |(_, units)| units)
+        };
+        let value = |id: Option<u32>| abi::get_metric(id?).ok();
+        let set = |id: Option<u32>, value| {
+            if let Some(id) = id {
+                abi::record_metric(id, value);
+            }
+        };
+        let (mut all_pending, mut all_in_flight) = (0_u64, 0_u64);
+        for (index, sum) in self.metrics.iter().enumerate() {
+            let in_flight = match in_flight {
+                Some(units) => of(units, index),
+                None => value(sum.in_flight).unwrap_or(0),
+            };
+            let (Some(admitted), Some(acknowledged), Some(lost)) = (
+                value(sum.admitted),
+                value(sum.acknowledged),
+                value(sum.lost),
+            ) else {
+                continue;
+            };
+            let open = admitted.saturating_sub(acknowledged).saturating_sub(lost);
+            // A report without an answer past its deadline is sent again, and still listed.
+            let in_flight = in_flight.min(open);
+            let pending = open.saturating_sub(in_flight);
+            all_pending = all_pending.saturating_add(pending);
+            all_in_flight = all_in_flight.saturating_add(in_flight);
+            set(sum.pending, pending);
+            set(sum.in_flight, in_flight);
+        }
+        set(self.pending, all_pending);
+        set(self.in_flight, all_in_flight);
     }
 }
 

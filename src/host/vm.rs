@@ -6,12 +6,14 @@
 use super::abi::{self, Action, BufferType};
 use super::clock;
 use super::local_reply::Reply;
-use super::logger;
+use super::logger::{self, Seldom};
+use super::root::bodies::{Bodies, LARGEST_BODY, is_too_large};
 use super::root::{Root, tick_period};
 use super::seed;
 use super::shared_data::HostSharedData;
-use crate::authorization::Applications;
-use crate::config::Configuration;
+use crate::authorization::{Applications, Flights};
+use crate::config::{Configuration, Replies};
+use crate::credentials::Body;
 use crate::mapping::Usage;
 use log::{error, info, warn};
 use std::collections::HashMap;
@@ -29,6 +31,8 @@ pub struct Shared {
     pub data: HostSharedData,
     /// The records.
     pub applications: Applications,
+    /// The questions under way.
+    pub flights: Flights,
     /// What the current request costs; its memory is used again.
     pub usage: Usage,
     /// The bits this VM offers as the key of the digests.
@@ -54,6 +58,9 @@ pub struct Vm {
     /// The root of each stream that was created and not yet decided, unless it is the
     /// only one.
     parents: HashMap<u32, u32>,
+    /// The streams that are decided at the end of their body.
+    bodies: Bodies,
+    late: Seldom,
 }
 
 impl Vm {
@@ -63,6 +70,8 @@ impl Vm {
             shared: None,
             roots: Vec::new(),
             parents: HashMap::new(),
+            bodies: Bodies::default(),
+            late: Seldom::default(),
         }
     }
 
@@ -115,24 +124,73 @@ impl Vm {
         }
     }
 
-    /// Decides about a request.
-    pub fn on_request_headers(&mut self, stream_id: u32) -> Action {
+    /// Decides about a request, unless that takes its body.
+    pub fn on_request_headers(&mut self, stream_id: u32, end_of_stream: bool) -> Action {
         // Usually empty, and then not worth a hash.
         let parent = if self.parents.is_empty() {
             None
         } else {
             self.parents.remove(&stream_id)
         };
-        let root = match parent {
-            Some(id) => self.roots.iter_mut().find(|root| root.id() == id),
-            None => self.roots.last_mut(),
+        let parent = parent.or_else(|| self.roots.last().map(Root::id));
+        let body = if end_of_stream {
+            Body::None
+        } else {
+            Body::Ahead
         };
+        let action = self.decide(stream_id, parent, body);
+        if action == Action::AwaitBody {
+            let now = clock::now();
+            let root = parent.unwrap_or_default();
+            if !self.bodies.insert(stream_id, root, now) {
+                Reply::Overloaded.send(&Replies::default(), false, None, now);
+                return Action::Pause;
+            }
+        }
+        action
+    }
+
+    /// More of a body is here, `size` bytes in all. Only a stream that waits for it is stopped.
+    pub fn on_request_body(&mut self, stream_id: u32, size: usize, end_of_stream: bool) -> Action {
+        if !self.bodies.waits(stream_id) {
+            return Action::Continue;
+        }
+        if !end_of_stream && !is_too_large(size) {
+            return Action::AwaitBody;
+        }
+        self.decide_by_body(stream_id)
+    }
+
+    /// The body is behind, and trailers end the stream.
+    pub fn on_request_trailers(&mut self, stream_id: u32) -> Action {
+        if !self.bodies.waits(stream_id) {
+            return Action::Continue;
+        }
+        self.decide_by_body(stream_id)
+    }
+
+    fn decide_by_body(&mut self, stream_id: u32) -> Action {
+        let Some(root) = self.bodies.take(stream_id) else {
+            return Action::Pause;
+        };
+        // One byte more tells that it is too large.
+        match abi::buffer(BufferType::RequestBody, LARGEST_BODY.saturating_add(1)) {
+            Ok(body) => self.decide(stream_id, Some(root), Body::Whole(&body)),
+            Err(_) => {
+                Reply::Contended.send(&Replies::default(), false, None, clock::now());
+                Action::Pause
+            }
+        }
+    }
+
+    fn decide(&mut self, stream_id: u32, root: Option<u32>, body: Body<'_>) -> Action {
+        let root = root.and_then(|id| self.roots.iter_mut().find(|root| root.id() == id));
         match (root, &mut self.shared) {
-            (Some(root), Some(shared)) => root.on_request_headers(stream_id, shared),
+            (Some(root), Some(shared)) => root.on_request(stream_id, body, shared),
             // Envoy sends no request to a plugin without a configuration. Were it to, or to
             // one that was taken for gone, nobody could decide about the request.
             _ => {
-                Reply::Misconfigured.send(clock::now());
+                Reply::Misconfigured.send(&Replies::default(), false, None, clock::now());
                 Action::Pause
             }
         }
@@ -144,6 +202,16 @@ impl Vm {
             return;
         };
         let now = clock::now();
+        let late = self.bodies.expire(root_id, &self.roots, now);
+        if late > 0
+            && let Some(withheld) = self.late.due(now.monotonic)
+        {
+            warn!(
+                "{late} requests waited for a body with their credential, in vain. If this happens to \
+                 all such requests, the plugin lacks allow_on_headers_stop_iteration: true \
+                 ({withheld} such lines withheld)"
+            );
+        }
         let Some(root) = self.roots.iter_mut().find(|root| root.id() == root_id) else {
             return;
         };
@@ -155,6 +223,18 @@ impl Vm {
         // are late by as much, and come between this root's first tick and its second.
         self.roots
             .retain(|root| before.saturating_sub(root.ticked_at) <= GONE_MILLISECONDS);
+    }
+
+    /// There is a message in a queue. Of another VM, when this one has taken the place of
+    /// one that trapped, or Envoy's main thread is told what the VM was that tried a
+    /// configuration out.
+    pub fn on_queue_ready(&mut self, queue: u32) {
+        let Some(shared) = &mut self.shared else {
+            return;
+        };
+        if let Some(root) = self.roots.iter_mut().find(|root| root.listens_to(queue)) {
+            root.on_queue_ready(queue, shared);
+        }
     }
 
     /// A call was answered, or failed.
@@ -186,6 +266,7 @@ fn open(capacity: u32) -> Option<Shared> {
     Some(Shared {
         data,
         applications: Applications::open(&data, capacity),
+        flights: Flights::default(),
         usage: Usage::new(),
         offer,
         random,

@@ -40,7 +40,7 @@ pub(super) fn is_boundary(byte: u8) -> bool {
 
 /// The canonical form of a request's path (without its query). Borrowed if
 /// the path is in that form already. `None` if it does not start with `/`.
-pub(super) fn path(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
+pub fn path(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     let segments = raw.strip_prefix(b"/")?;
     if is_canonical(segments) {
         return Some(Cow::Borrowed(raw));

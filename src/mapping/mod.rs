@@ -88,6 +88,7 @@ mod query;
 mod rules;
 mod usage;
 
+pub(crate) use canonical::path as canonical_path;
 pub use metrics::{MetricId, Metrics, MetricsError};
 pub use rules::{MAX_DELTA, Rule, RuleError, Rules};
 pub use usage::Usage;

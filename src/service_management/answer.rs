@@ -47,7 +47,7 @@ pub enum ReportAnswer {
 /// | status | decided by |
 /// |---|---|
 /// | 200 | the body, which must be whole and say `authorized` |
-/// | 409 | the reason header; `limits_exceeded` is [`AuthorizeAnswer::Known`] with the body's limits, every other reason or none is a denial, whatever the body |
+/// | 409 | the reason header; `limits_exceeded` is [`AuthorizeAnswer::Known`] with the body's limits, `oauth_not_enabled` is [`AuthorizeAnswer::Misconfigured`], every other reason or none is a denial, whatever the body |
 /// | 4xx | `<error code>`; without one, it was not the backend that answered |
 /// | 5xx, none | [`Failure`] |
 /// | else | [`Failure::UnexpectedStatus`] |
@@ -65,6 +65,9 @@ pub fn authorize_answer(reply: &Reply<'_>, asked: Identification) -> AuthorizeAn
         200 => known(status::read(reply.body, true)),
         409 => match reply.rejection_reason.map(<[u8]>::trim_ascii) {
             Some(b"limits_exceeded") => known(limits_exceeded(reply.body)),
+            Some(b"oauth_not_enabled") => {
+                AuthorizeAnswer::Misconfigured(Misconfiguration::OauthNotEnabled)
+            }
             reason => {
                 AuthorizeAnswer::Denied(Denial::from_rejection_reason(reason.unwrap_or_default()))
             }
@@ -75,6 +78,20 @@ pub fn authorize_answer(reply: &Reply<'_>, asked: Identification) -> AuthorizeAn
         },
         status => AuthorizeAnswer::Failed(Failure::UnexpectedStatus(status)),
     }
+}
+
+/// The keys of an application, from the refusal of a question in which **no key was
+/// shown**: the reason in the body is then a text of the backend's own. Where a key was
+/// shown, the consumer's bytes stand in the body, and could say anything.
+///
+/// `None` if it is another answer, or if they are not surely all and surely these.
+#[must_use]
+pub fn listed_keys(reply: &Reply<'_>) -> Option<Vec<String>> {
+    let reason = reply.rejection_reason.map(<[u8]>::trim_ascii);
+    if reply.status != 409 || reason != Some(b"application_key_invalid") {
+        return None;
+    }
+    status::read(reply.body, false).ok()?.app_keys
 }
 
 fn known(read: Result<Authorization, Malformed>) -> AuthorizeAnswer {
@@ -232,6 +249,125 @@ mod tests {
             AuthorizeAnswer::Denied(Denial::UserKeyInvalid)
         );
         assert_eq!(ask(app_id), wrong);
+    }
+
+    /// Protocol section 5, every line: status and code, the meaning for a service of
+    /// `user_key`s and for one of `app_id`s.
+    #[test]
+    fn every_code_of_the_protocol_has_a_class() {
+        use Misconfiguration as M;
+        let ours = |what| {
+            [
+                AuthorizeAnswer::Misconfigured(what),
+                AuthorizeAnswer::Misconfigured(what),
+            ]
+        };
+        let table = [
+            (
+                403,
+                "provider_key_or_service_token_required",
+                ours(M::ServiceTokenMissing),
+            ),
+            (403, "service_token_invalid", ours(M::ServiceTokenInvalid)),
+            (403, "provider_key_invalid", ours(M::ProviderKeyInvalid)),
+            (
+                403,
+                "provider_key_invalid_or_service_missing",
+                ours(M::ProviderKeyInvalid),
+            ),
+            (403, "service_id_invalid", ours(M::ServiceIdInvalid)),
+            (422, "service_id_missing", ours(M::ServiceIdMissing)),
+            (
+                403,
+                "user_key_invalid",
+                [
+                    AuthorizeAnswer::Denied(Denial::UserKeyInvalid),
+                    AuthorizeAnswer::Misconfigured(M::WrongIdentification),
+                ],
+            ),
+            (403, "authentication_error", ours(M::BothIdentifications)),
+            (403, "usage_value_invalid", ours(M::UsageInvalid)),
+            (
+                404,
+                "application_not_found",
+                [
+                    AuthorizeAnswer::Misconfigured(M::WrongIdentification),
+                    AuthorizeAnswer::Denied(Denial::ApplicationNotFound),
+                ],
+            ),
+            (404, "metric_invalid", ours(M::MetricInvalid)),
+            (400, "end_users_no_longer_supported", ours(M::EndUsers)),
+            (400, "bad_request", ours(M::BadRequest)),
+            (400, "content_type_invalid", ours(M::ContentTypeInvalid)),
+            (400, "transactions_is_blank", ours(M::TransactionsInvalid)),
+            (
+                400,
+                "transactions_format_invalid",
+                ours(M::TransactionsInvalid),
+            ),
+            (
+                400,
+                "transactions_has_nil_transaction",
+                ours(M::TransactionsInvalid),
+            ),
+            (
+                422,
+                "not_valid_data",
+                [
+                    AuthorizeAnswer::Denied(Denial::CredentialNotUtf8),
+                    AuthorizeAnswer::Denied(Denial::CredentialNotUtf8),
+                ],
+            ),
+        ];
+        for (status, code, meanings) in table {
+            let body = format!("<error code=\"{code}\">text</error>");
+            let ways = [Identification::UserKey, Identification::AppId];
+            for (asked, meaning) in ways.into_iter().zip(meanings) {
+                assert_eq!(
+                    authorize_answer(&reply(status, None, &body), asked),
+                    meaning,
+                    "{code}"
+                );
+            }
+            let expected = M::from_error_code(code);
+            let told_of_reports = matches!(
+                report_answer(&reply(status, None, &body)),
+                ReportAnswer::Refused { why, .. } if why == expected
+            );
+            assert!(told_of_reports, "{code}");
+        }
+        let denied = [
+            ("application_key_invalid", Denial::ApplicationKeyInvalid),
+            ("application_not_active", Denial::ApplicationNotActive),
+            ("service_not_active", Denial::ServiceNotActive),
+            ("referrer_not_allowed", Denial::ReferrerNotAllowed),
+            ("redirect_url_invalid", Denial::RedirectInvalid),
+            ("redirect_uri_invalid", Denial::RedirectInvalid),
+        ];
+        for (reason, denial) in denied {
+            assert_eq!(ask(409, Some(reason), ""), AuthorizeAnswer::Denied(denial));
+        }
+        assert_eq!(
+            ask(409, Some("oauth_not_enabled"), ""),
+            AuthorizeAnswer::Misconfigured(M::OauthNotEnabled)
+        );
+    }
+
+    #[test]
+    fn keys_are_listed_by_the_refusal_of_no_key_and_by_nothing_else() {
+        let body = "<status><authorized>false</authorized><reason>application key is missing\
+             </reason><plan>p</plan><app_keys app=\"a\" svc=\"1\"><key id=\"k1\"/><key id=\"k2\"/>\
+             </app_keys></status>";
+        let listed = |status, reason, body| listed_keys(&reply(status, reason, body));
+        let refused = Some("application_key_invalid");
+        assert_eq!(
+            listed(409, refused, body),
+            Some(vec!["k1".to_owned(), "k2".to_owned()])
+        );
+        assert_eq!(listed(409, Some("referrer_not_allowed"), body), None);
+        assert_eq!(listed(200, refused, body), None);
+        assert_eq!(listed(409, None, body), None);
+        assert_eq!(listed(409, refused, "<status>"), None);
     }
 
     #[test]

@@ -167,6 +167,7 @@ fn expected(capture: &Capture) -> String {
         {
             Some("limits_exceeded") if capture.body.is_empty() => "failed malformed".into(),
             Some("limits_exceeded") => format!("known {}", capture.limits()),
+            Some("oauth_not_enabled") => "misconfigured oauth_not_enabled".into(),
             Some(reason) => format!("denied {reason}"),
             // Recorded without asking for the header, as nobody does here.
             None => "denied denied".into(),
@@ -266,7 +267,6 @@ fn injected_markup_does_not_change_a_denial_with_a_reason() {
         ("j02", "referrer_not_allowed", Denial::ReferrerNotAllowed),
         ("a30", "service_not_active", Denial::ServiceNotActive),
         ("c07", "redirect_url_invalid", Denial::RedirectInvalid),
-        ("c10", "oauth_not_enabled", Denial::OauthNotEnabled),
     ] {
         let capture = capture(name);
         let reply = Reply {

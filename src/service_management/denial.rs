@@ -16,7 +16,7 @@ pub enum Fault {
 /// A refusal of one application, as service management gave it. Going over a limit is
 /// not among them: limits are computed here and never remembered as a verdict.
 ///
-/// The codes are kept in records in shared data, so they never change meaning.
+/// The codes are kept in records in shared data, so they never change meaning (7 was one).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Denial {
@@ -32,10 +32,8 @@ pub enum Denial {
     /// pass. It is a denial and not a [`super::Misconfiguration`] because it is a decision
     /// that was taken in service management, to be enforced like any other.
     ServiceNotActive = 5,
-    /// The application may be used from certain referrers only. Questions here name none.
+    /// The application may be used from certain referrers only, and this is none of them.
     ReferrerNotAllowed = 6,
-    /// An `oauth_*` question was put to a service without OAuth. Not asked here.
-    OauthNotEnabled = 7,
     /// The redirect URL is not the application's. Not asked here.
     RedirectInvalid = 8,
     /// The credential is not UTF-8 (422 `not_valid_data`). The rest of a question comes
@@ -47,14 +45,13 @@ pub enum Denial {
 
 impl Denial {
     /// Every denial.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::UserKeyInvalid,
         Self::ApplicationNotFound,
         Self::ApplicationKeyInvalid,
         Self::ApplicationNotActive,
         Self::ServiceNotActive,
         Self::ReferrerNotAllowed,
-        Self::OauthNotEnabled,
         Self::RedirectInvalid,
         Self::CredentialNotUtf8,
         Self::Other,
@@ -71,7 +68,6 @@ impl Denial {
             Self::ApplicationNotActive => "application_not_active",
             Self::ServiceNotActive => "service_not_active",
             Self::ReferrerNotAllowed => "referrer_not_allowed",
-            Self::OauthNotEnabled => "oauth_not_enabled",
             Self::RedirectInvalid => "redirect_invalid",
             Self::CredentialNotUtf8 => "credential_not_utf8",
             Self::Other => "denied",
@@ -90,6 +86,13 @@ impl Denial {
         Self::ALL.into_iter().find(|denial| denial.code() == code)
     }
 
+    /// Whether it is about the application, or only about the key or the referrer that was
+    /// shown: then it says nothing of the application's other keys and referrers.
+    #[must_use]
+    pub const fn is_of_the_application(self) -> bool {
+        !matches!(self, Self::ApplicationKeyInvalid | Self::ReferrerNotAllowed)
+    }
+
     /// Whose doing it is.
     #[must_use]
     pub const fn fault(self) -> Fault {
@@ -101,21 +104,19 @@ impl Denial {
             | Self::ReferrerNotAllowed
             | Self::CredentialNotUtf8
             | Self::Other => Fault::Consumer,
-            Self::ServiceNotActive | Self::OauthNotEnabled | Self::RedirectInvalid => {
-                Fault::Provider
-            }
+            Self::ServiceNotActive | Self::RedirectInvalid => Fault::Provider,
         }
     }
 
     /// The denial that a `3scale-rejection-reason` header names (protocol section 5).
-    /// `limits_exceeded` is no denial and must have been looked for before.
+    /// `limits_exceeded` and `oauth_not_enabled` are no denials and must have been looked for
+    /// before.
     pub(super) fn from_rejection_reason(reason: &[u8]) -> Self {
         match reason {
             b"application_key_invalid" => Self::ApplicationKeyInvalid,
             b"application_not_active" => Self::ApplicationNotActive,
             b"service_not_active" => Self::ServiceNotActive,
             b"referrer_not_allowed" => Self::ReferrerNotAllowed,
-            b"oauth_not_enabled" => Self::OauthNotEnabled,
             b"redirect_url_invalid" | b"redirect_uri_invalid" => Self::RedirectInvalid,
             _ => Self::Other,
         }
@@ -145,7 +146,6 @@ mod tests {
             "application_not_active",
             "service_not_active",
             "referrer_not_allowed",
-            "oauth_not_enabled",
             "redirect_url_invalid",
             "redirect_uri_invalid",
         ] {

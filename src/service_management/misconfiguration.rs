@@ -11,7 +11,7 @@ pub enum Misconfiguration {
     ServiceTokenInvalid,
     /// The call had neither a service token nor a provider key.
     ServiceTokenMissing,
-    /// A provider key is not valid. None is sent here.
+    /// The provider key is not valid.
     ProviderKeyInvalid,
     /// There is no such service.
     ServiceIdInvalid,
@@ -20,6 +20,8 @@ pub enum Misconfiguration {
     /// The service knows its applications the other way: a `user_key` was sent to a service
     /// of `app_id`s, or the reverse.
     WrongIdentification,
+    /// An `oauth_*` question was put to a service that is not in OAuth mode.
+    OauthNotEnabled,
     /// Both a `user_key` and an `app_id` were sent.
     BothIdentifications,
     /// There is no such metric in the service.
@@ -42,13 +44,14 @@ pub enum Misconfiguration {
 
 impl Misconfiguration {
     /// Every misconfiguration.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::ServiceTokenInvalid,
         Self::ServiceTokenMissing,
         Self::ProviderKeyInvalid,
         Self::ServiceIdInvalid,
         Self::ServiceIdMissing,
         Self::WrongIdentification,
+        Self::OauthNotEnabled,
         Self::BothIdentifications,
         Self::MetricInvalid,
         Self::UsageInvalid,
@@ -71,6 +74,7 @@ impl Misconfiguration {
             Self::ServiceIdInvalid => "service_id_invalid",
             Self::ServiceIdMissing => "service_id_missing",
             Self::WrongIdentification => "wrong_identification",
+            Self::OauthNotEnabled => "oauth_not_enabled",
             Self::BothIdentifications => "both_identifications",
             Self::MetricInvalid => "metric_invalid",
             Self::UsageInvalid => "usage_invalid",
@@ -94,6 +98,7 @@ impl Misconfiguration {
             | Self::ProviderKeyInvalid
             | Self::ServiceIdInvalid
             | Self::ServiceIdMissing
+            | Self::OauthNotEnabled
             | Self::EndUsers
             | Self::ContentTypeInvalid => false,
             Self::WrongIdentification

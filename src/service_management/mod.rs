@@ -35,7 +35,7 @@ mod capture_tests;
 #[cfg(not(target_family = "wasm"))]
 mod property_tests;
 
-pub use answer::{AuthorizeAnswer, ReportAnswer, authorize_answer, report_answer};
+pub use answer::{AuthorizeAnswer, ReportAnswer, authorize_answer, listed_keys, report_answer};
 pub use denial::{Denial, Fault};
 pub use misconfiguration::Misconfiguration;
 pub use reply::{Failure, REJECTION_REASON_HEADER, Reply, UPSTREAM_HEADER};
@@ -43,6 +43,9 @@ pub use report::{
     MAX_REPORT_BYTES, MAX_REPORT_PARAMETERS, MAX_USAGE, NotPushed, REPORT_CONTENT_TYPE,
     REPORT_PATH, ReportBody, Transaction,
 };
-pub use request::{Application, Identification, OPTIONS_HEADER, ServiceAccess, authorize_target};
+pub use request::{
+    ANY_REFERRER, Application, Endpoint, Identification, OPTIONS_HEADER, Right, ServiceAccess,
+    authorize_target,
+};
 pub use status::{Authorization, UsageReport};
 pub use xml::Malformed;

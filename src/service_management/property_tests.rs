@@ -6,9 +6,10 @@ use proptest::string::string_regex;
 
 use super::*;
 
+const TOKEN: &str = "t&k=%/+ é";
 const SERVICE: ServiceAccess<'_> = ServiceAccess {
     id: "1001",
-    token: "t&k=%/+ é",
+    right: Right::ServiceToken(TOKEN),
 };
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -85,12 +86,12 @@ proptest! {
 
     #[test]
     fn a_user_key_is_one_parameter_of_a_question(key in bytes()) {
-        let target = authorize_target(&SERVICE, &Application::UserKey(&key));
+        let target = authorize_target(&SERVICE, Endpoint::Authorize, &Application::UserKey(&key), None);
         prop_assert!(target.bytes().all(|byte| byte.is_ascii_graphic()));
         let (path, query) = target.split_once('?').unwrap();
         prop_assert_eq!(path, "/transactions/authorize.xml");
         prop_assert_eq!(parse(query.as_bytes()), [
-            pair("service_token", SERVICE.token),
+            pair("service_token", TOKEN),
             pair("service_id", SERVICE.id),
             pair("user_key", lossy(&key)),
         ]);
@@ -100,15 +101,25 @@ proptest! {
     }
 
     #[test]
-    fn an_app_id_and_its_key_are_two_parameters_of_a_question(id in bytes(), key in prop::option::of(bytes())) {
-        let target = authorize_target(&SERVICE, &Application::AppId { id: &id, key: key.as_deref() });
+    fn an_app_id_its_key_and_a_referrer_are_parameters_of_a_question(
+        id in bytes(),
+        key in prop::option::of(bytes()),
+        referrer in prop::option::of(bytes()),
+    ) {
+        let target = authorize_target(
+            &SERVICE,
+            Endpoint::OauthAuthorize,
+            &Application::AppId { id: &id, key: key.as_deref() },
+            referrer.as_deref(),
+        );
         let (_, query) = target.split_once('?').unwrap();
         let mut expected = vec![
-            pair("service_token", SERVICE.token),
+            pair("service_token", TOKEN),
             pair("service_id", SERVICE.id),
             pair("app_id", lossy(&id)),
         ];
         expected.extend(key.map(|key| pair("app_key", lossy(&key))));
+        expected.extend(referrer.map(|referrer| pair("referrer", lossy(&referrer))));
         prop_assert_eq!(parse(query.as_bytes()), expected);
     }
 
@@ -123,7 +134,7 @@ proptest! {
     ) {
         let mut report = ReportBody::new(&SERVICE);
         let mut expected = vec![
-            pair("service_token", SERVICE.token),
+            pair("service_token", TOKEN),
             pair("service_id", SERVICE.id),
         ];
         for (index, (by_key, id, at, usage)) in transactions.iter().enumerate() {

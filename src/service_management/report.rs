@@ -161,13 +161,14 @@ fn push_transaction(text: &mut String, index: usize, transaction: &Transaction<'
 
 #[cfg(test)]
 mod tests {
+    use super::super::Right;
     use super::*;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     const SERVICE: ServiceAccess<'_> = ServiceAccess {
         id: "1001",
-        token: "svc-token",
+        right: Right::ServiceToken("svc-token"),
     };
 
     fn transaction<'a>(usage: &'a [(&'a str, u64)]) -> Transaction<'a> {

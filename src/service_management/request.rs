@@ -21,13 +21,24 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
 
 /// The provider side of every call: for which service, and the right to ask.
 ///
-/// The backend takes the pair as one: a token is valid for named services only.
+/// The backend takes the pair as one: a token is valid for named services only. It is
+/// always sent with the id: a provider key alone would ask about the provider's default
+/// service (protocol section 2).
 #[derive(Clone, Copy)]
 pub struct ServiceAccess<'a> {
     /// The service's id.
     pub id: &'a str,
-    /// The service token: a secret.
-    pub token: &'a str,
+    /// What gives the right to ask: a secret.
+    pub right: Right<'a>,
+}
+
+/// What gives the right to ask about a service. Never both: the provider key would win.
+#[derive(Clone, Copy)]
+pub enum Right<'a> {
+    /// A token for this service and perhaps some others.
+    ServiceToken(&'a str),
+    /// The key of the provider, for all of its services.
+    ProviderKey(&'a str),
 }
 
 impl fmt::Debug for ServiceAccess<'_> {
@@ -100,7 +111,32 @@ impl fmt::Debug for Application<'_> {
     }
 }
 
-/// The path and query of the question "what may this application do?", for a `GET`.
+/// Where a question is put (protocol section 1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `authorize.xml`, for services of every `backend_version`.
+    #[default]
+    Authorize,
+    /// `oauth_authorize.xml`, for services whose `backend_version` is `oauth`: an `app_key` is
+    /// checked if one is shown, and needed by nobody.
+    OauthAuthorize,
+}
+
+impl Endpoint {
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Authorize => "/transactions/authorize.xml?",
+            Self::OauthAuthorize => "/transactions/oauth_authorize.xml?",
+        }
+    }
+}
+
+/// The referrer that every application's filters let pass (capture `b12`). With it, an
+/// answer is about the application and not about somebody who refers to it.
+pub const ANY_REFERRER: &str = "*";
+
+/// The path and query of the question "what may this application do?", for a `GET`, when it
+/// is used from this referrer, if the service looks at referrers.
 ///
 /// Names no usage: the answer is about the application, and limits are computed by the
 /// asker. So the backend checks every limit of the plan with what is already counted.
@@ -108,8 +144,13 @@ impl fmt::Debug for Application<'_> {
 /// The listener answers a query over 10,240 bytes with a bare 400 (protocol section 12), and
 /// every byte of a credential can take three here: bound credentials to a few hundred bytes.
 #[must_use]
-pub fn authorize_target(service: &ServiceAccess<'_>, application: &Application<'_>) -> String {
-    let mut target = String::from("/transactions/authorize.xml?");
+pub fn authorize_target(
+    service: &ServiceAccess<'_>,
+    endpoint: Endpoint,
+    application: &Application<'_>,
+    referrer: Option<&[u8]>,
+) -> String {
+    let mut target = String::from(endpoint.path());
     push_access(&mut target, service);
     match application {
         Application::UserKey(key) => push_parameter(&mut target, "&user_key=", key),
@@ -120,12 +161,18 @@ pub fn authorize_target(service: &ServiceAccess<'_>, application: &Application<'
             }
         }
     }
+    if let Some(referrer) = referrer {
+        push_parameter(&mut target, "&referrer=", referrer);
+    }
     target
 }
 
 /// Appends the two parameters that every call begins with.
 pub(super) fn push_access(text: &mut String, service: &ServiceAccess<'_>) {
-    push_parameter(text, "service_token=", service.token.as_bytes());
+    match service.right {
+        Right::ServiceToken(token) => push_parameter(text, "service_token=", token.as_bytes()),
+        Right::ProviderKey(key) => push_parameter(text, "provider_key=", key.as_bytes()),
+    }
     push_parameter(text, "&service_id=", service.id.as_bytes());
 }
 
@@ -148,13 +195,17 @@ mod tests {
 
     const SERVICE: ServiceAccess<'_> = ServiceAccess {
         id: "1001",
-        token: "s3cret&x=1",
+        right: Right::ServiceToken("s3cret&x=1"),
     };
+
+    fn target(application: &Application<'_>) -> String {
+        authorize_target(&SERVICE, Endpoint::Authorize, application, None)
+    }
 
     #[test]
     fn a_key_cannot_become_a_parameter() {
         assert_eq!(
-            authorize_target(&SERVICE, &Application::UserKey(b"k&usage[hits]=9#")),
+            target(&Application::UserKey(b"k&usage[hits]=9#")),
             "/transactions/authorize.xml?service_token=s3cret%26x%3D1&service_id=1001\
              &user_key=k%26usage%5Bhits%5D%3D9%23"
         );
@@ -162,9 +213,42 @@ mod tests {
 
     #[test]
     fn an_application_without_a_key_sends_none() {
-        let with = |key| authorize_target(&SERVICE, &Application::AppId { id: b"a b", key });
+        let with = |key| target(&Application::AppId { id: b"a b", key });
         assert!(with(None).ends_with("&app_id=a%20b"));
         assert!(with(Some(b"\xff+".as_slice())).ends_with("&app_id=a%20b&app_key=%FF%2B"));
+    }
+
+    #[test]
+    fn a_provider_key_takes_the_place_of_the_token() {
+        let service = ServiceAccess {
+            id: "7",
+            right: Right::ProviderKey("p&k"),
+        };
+        let target = authorize_target(
+            &service,
+            Endpoint::OauthAuthorize,
+            &Application::AppId {
+                id: b"a",
+                key: None,
+            },
+            None,
+        );
+        assert_eq!(
+            target,
+            "/transactions/oauth_authorize.xml?provider_key=p%26k&service_id=7&app_id=a"
+        );
+        assert!(!format!("{service:?}").contains("p&k"));
+    }
+
+    #[test]
+    fn a_referrer_cannot_become_a_parameter() {
+        let target = authorize_target(
+            &SERVICE,
+            Endpoint::Authorize,
+            &Application::UserKey(b"k"),
+            Some(b"a&user_key=b"),
+        );
+        assert!(target.ends_with("&user_key=k&referrer=a%26user_key%3Db"));
     }
 
     #[test]

@@ -15,6 +15,9 @@
 //! so limits and hierarchy are as strictly read as in a reply without keys, and no key
 //! can add, hide or change one. The stretch itself is read apart and never makes an answer
 //! fail: if it cannot be read in exactly one way, the keys are unknown.
+//!
+//! Replies of the `oauth_*` endpoints hold a key in `<application>`, too, unescaped and before the
+//! limits. That element is cut out as well, up to its last end before the keys, and is read by nobody.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -104,12 +107,31 @@ struct Parts<'a> {
     app_keys: Option<&'a [u8]>,
 }
 
+/// The part of the body before the keys, without the element that the `oauth_*` endpoints add.
+fn cut_out_application(head: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
+    const END: &[u8] = b"</application>";
+    let cut = find(head, b"<application>").and_then(|start| {
+        let (before, rest) = head.split_at_checked(start)?;
+        let end = rfind(rest, END)?.checked_add(END.len())?;
+        let (application, after) = rest.split_at_checked(end)?;
+        Some((before, application, after))
+    });
+    let Some((before, application, after)) = cut else {
+        return Ok(Cow::Borrowed(head));
+    };
+    // Limits come after it. If they were in it, they must not be lost.
+    if find(application, b"<usage_report").is_some() {
+        return Err(Malformed::NotAStatus);
+    }
+    Ok(Cow::Owned([before, after].concat()))
+}
+
 fn cut_out_app_keys(body: &[u8]) -> Result<Parts<'_>, Malformed> {
     let Some((head, rest)) =
         find(body, b"<app_keys").and_then(|start| body.split_at_checked(start))
     else {
         return Ok(Parts {
-            document: Cow::Borrowed(body),
+            document: cut_out_application(body)?,
             app_keys: None,
         });
     };
@@ -122,7 +144,7 @@ fn cut_out_app_keys(body: &[u8]) -> Result<Parts<'_>, Malformed> {
         return Err(Malformed::NotAStatus);
     }
     Ok(Parts {
-        document: Cow::Owned([head, tail].concat()),
+        document: Cow::Owned([&cut_out_application(head)?, tail].concat()),
         app_keys: Some(app_keys),
     })
 }
@@ -403,6 +425,29 @@ mod tests {
             }
         );
         assert_eq!((limit.maximum, limit.current), (0, u64::MAX));
+    }
+
+    #[test]
+    fn a_key_in_an_oauth_reply_changes_no_limit() {
+        let with_key = |key: &str| {
+            read_true(&format!(
+                "<application><id>a</id><key>{key}</key><redirect_url></redirect_url></application>\
+                 <plan>p</plan><usage_reports>{MINUTE}</usage_reports>"
+            ))
+        };
+        let plain = with_key("k").unwrap();
+        assert_eq!(plain.limits.len(), 1);
+        for key in [
+            "a&b",
+            "<",
+            "</key></application><authorized>false</authorized>",
+            "]]>",
+        ] {
+            assert_eq!(with_key(key), Ok(plain.clone()), "{key}");
+        }
+        let more = format!("</key></application><usage_reports>{MINUTE}</usage_reports><key>");
+        assert!(with_key(&more).is_err());
+        assert!(with_key("<app_keys").is_err());
     }
 
     #[test]

@@ -5,8 +5,11 @@
 //! this VM went away, and nothing is ever sent by two. What is here besides the
 //! records is for speed and may be lost.
 
+use super::accounts::Accounts;
+use super::suspects::{Group, Suspects, Then, Trial, uncertain};
 use crate::authorization::{
-    Applications, Change, Dispatched, Mark, Outcome, Record, Slot, State, application, backoff,
+    Applications, Change, Dispatched, Mark, Outcome, Record, Slot, State, Units, application,
+    backoff,
 };
 use crate::config::Uncertain;
 use crate::credentials::{Digest, Kind};
@@ -20,6 +23,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Batches of one service in flight at most.
 const MOST_IN_FLIGHT: usize = 4;
+/// Of these, batches of suspects at most, so that nobody waits for them.
+const MOST_TRIALS: usize = 2;
 /// Records looked at in one tick at most: a tick holds up its worker.
 const MOST_RECORDS: u32 = 2_000;
 /// Transactions of one record in one batch at most, so that any record with all its
@@ -77,6 +82,8 @@ pub struct Settled {
     pub dropped: u64,
     /// Given up because the backend would refuse it as too old.
     pub too_old: u64,
+    /// Given up because the backend refuses it, also alone.
+    pub refused: u64,
 }
 
 impl Settled {
@@ -87,6 +94,7 @@ impl Settled {
         self.resent = self.resent.saturating_add(other.resent);
         self.dropped = self.dropped.saturating_add(other.dropped);
         self.too_old = self.too_old.saturating_add(other.too_old);
+        self.refused = self.refused.saturating_add(other.refused);
     }
 
     const fn count(&mut self, outcome: Outcome, units: u64) {
@@ -95,6 +103,7 @@ impl Settled {
             Outcome::Returned => &mut self.returned,
             Outcome::Resent => &mut self.resent,
             Outcome::Lost => &mut self.dropped,
+            Outcome::Refused => &mut self.refused,
         };
         *into = into.saturating_add(units);
     }
@@ -112,11 +121,23 @@ pub struct Flusher {
     /// Nothing is sent before this, after a failure.
     paused_until: u64,
     failures: u32,
-    in_flight: HashMap<u64, Vec<(Slot, Digest)>>,
+    in_flight: HashMap<u64, Sent>,
+    suspects: Suspects,
+    accounts: Accounts,
     /// Slots seen that want a refresh soon.
     due: Vec<Slot>,
     /// Slots whose usage is not to be sent now.
     held: HashSet<Slot>,
+}
+
+/// A report under way.
+struct Sent {
+    members: Vec<(Slot, Digest)>,
+    units: Units,
+    transactions: usize,
+    /// Most transactions of one record that it could hold.
+    most: usize,
+    trial: Trial,
 }
 
 /// What looking at one record came to.
@@ -148,6 +169,8 @@ impl Flusher {
             paused_until: 0,
             failures: 0,
             in_flight: HashMap::new(),
+            suspects: Suspects::default(),
+            accounts: Accounts::default(),
             due: Vec::new(),
             held: HashSet::new(),
         }
@@ -170,6 +193,37 @@ impl Flusher {
         std::mem::take(&mut self.due)
     }
 
+    /// Books what became of usage that was in no record.
+    pub fn book(&mut self, accounts: &Accounts) {
+        self.accounts.add(accounts);
+    }
+
+    /// What became of usage since this was last taken, if anything did.
+    pub fn take_accounts(&mut self) -> Option<Accounts> {
+        let accounts = std::mem::take(&mut self.accounts);
+        accounts.is_changed().then_some(accounts)
+    }
+
+    /// Units in reports of this VM that are not yet answered.
+    #[must_use]
+    pub fn in_flight(&self) -> Units {
+        let mut units = Units::default();
+        for sent in self.in_flight.values() {
+            units.add_all(&sent.units);
+        }
+        units
+    }
+
+    /// Leaves everything that waits here to whoever leads now.
+    pub fn hand_over(&mut self, data: &impl SharedData, applications: &Applications) {
+        let marks = applications.marks(Mark::Dirty, self.scope);
+        let suspects = self.suspects.release();
+        for slot in self.waiting.drain(..).chain(suspects) {
+            marks.set(data, slot);
+        }
+        self.segment = None;
+    }
+
     /// What to send now: as many reports as may be in flight, from a bounded number of
     /// records. Called on ticks, and after an answer so that a round with more batches
     /// does not wait for the next tick.
@@ -185,13 +239,16 @@ impl Flusher {
         let mut reports = Vec::new();
         if self.segment.is_none() && self.waiting.is_empty() && now.monotonic >= self.next_round {
             self.segment = Some(0);
+            // Once in a round, what other VMs did by themselves is shown, too.
+            self.accounts.sent();
             self.next_round = now.monotonic.saturating_add(settings.interval);
         }
         let mut records = MOST_RECORDS;
-        while records > 0
-            && self.in_flight.len() < MOST_IN_FLIGHT
-            && self.take_marks(data, applications)
-        {
+        while records > 0 && self.in_flight.len() < MOST_IN_FLIGHT {
+            let group = self.next_group(now.monotonic);
+            if group.is_none() && !self.take_marks(data, applications) {
+                break;
+            }
             let batch = self.next_batch_id();
             let round = Round {
                 batch,
@@ -199,26 +256,32 @@ impl Flusher {
                     .monotonic
                     .saturating_add(settings.timeout)
                     .saturating_add(DEADLINE_GRACE),
+                most: group.as_ref().map_or(MOST_OF_ONE, |group| group.most),
                 terms,
             };
             let mut body = ReportBody::new(service);
             let mut members = Vec::new();
+            let mut units = Units::default();
+            let trial = group
+                .as_ref()
+                .map_or_else(|| self.suspects.first_trial(), |group| group.trial);
+            let mut group = group;
             while records > 0 && body.transactions() < settings.batch {
-                if !self.take_marks(data, applications) {
-                    break;
-                }
-                let Some(slot) = self.waiting.pop_front() else {
+                let Some(slot) = self.next_slot(data, applications, group.as_mut()) else {
                     break;
                 };
                 records = records.saturating_sub(1);
-                if self.held.contains(&slot) {
+                if group.is_none() && self.held.contains(&slot) {
                     applications.marks(Mark::Dirty, self.scope).set(data, slot);
                     continue;
                 }
                 match self.look(data, applications, slot, &round, &body, &mut settled) {
                     Looked::Nothing => {}
                     Looked::Later => {
-                        self.waiting.push_front(slot);
+                        match &mut group {
+                            Some(group) => group.slots.push_front(slot),
+                            None => self.waiting.push_front(slot),
+                        }
                         break;
                     }
                     Looked::Sent {
@@ -233,14 +296,28 @@ impl Flusher {
                             continue;
                         }
                         members.push((slot, digest));
+                        for (metric, delta) in transactions.iter().flat_map(|it| &it.usage) {
+                            units.add_named(terms.metrics, metric, *delta);
+                        }
                         if alone {
                             break;
                         }
                     }
                 }
             }
+            if let Some(rest) = group.filter(|group| !group.slots.is_empty()) {
+                self.suspects.put_first(rest);
+            }
             if body.transactions() > 0 {
-                self.in_flight.insert(batch, members);
+                self.accounts.sent();
+                let sent = Sent {
+                    members,
+                    units,
+                    transactions: body.transactions(),
+                    most: round.most,
+                    trial,
+                };
+                self.in_flight.insert(batch, sent);
                 reports.push(Report {
                     batch,
                     body: body.into_bytes(),
@@ -248,6 +325,34 @@ impl Flusher {
             }
         }
         (reports, settled)
+    }
+
+    /// The next suspects to try, unless the others would have to wait for them.
+    fn next_group(&mut self, now: u64) -> Option<Group> {
+        let trials = self.in_flight.values().filter(|sent| sent.trial.is_trial());
+        if now < self.paused_until || trials.count() >= MOST_TRIALS {
+            return None;
+        }
+        self.suspects.take(now)
+    }
+
+    /// The next record to look at: of the group, or else of the round.
+    fn next_slot(
+        &mut self,
+        data: &impl SharedData,
+        applications: &Applications,
+        group: Option<&mut Group>,
+    ) -> Option<Slot> {
+        if let Some(group) = group {
+            return group.slots.pop_front();
+        }
+        while self.take_marks(data, applications) {
+            let slot = self.waiting.pop_front()?;
+            if !self.suspects.contains(slot) {
+                return Some(slot);
+            }
+        }
+        None
     }
 
     const fn next_batch_id(&mut self) -> u64 {
@@ -289,31 +394,34 @@ impl Flusher {
             .settings
             .batch
             .saturating_sub(body.transactions())
-            .min(MOST_OF_ONE);
+            .min(round.most);
         let room = MAX_REPORT_PARAMETERS.saturating_sub(body.parameters());
         let seen = applications.table().change_slot(data, slot, |record| {
             if record.scope != scope {
                 return None;
             }
+            let metrics = round.terms.metrics;
             let mut ended = Settled::default();
-            end_overdue_batch(record, round, &mut ended);
+            let mut accounts = Accounts::default();
+            end_overdue_batch(record, round, &mut ended, &mut accounts);
             let refresh = record.wants_refresh(round.terms.now, round.terms.settings.refresh_ahead);
             if record.alone && !empty {
-                return Some(Change::Keep((Looked::Later, Settled::default(), refresh)));
+                return Some(Change::Keep((Looked::Later, None, refresh)));
             }
-            ended.too_old = record.give_up_unreportable(round.terms.now);
-            let transactions =
-                record.dispatch(round.batch, round.deadline, most, round.terms.metrics);
+            let too_old = record.give_up_unreportable(metrics, round.terms.now);
+            ended.too_old = too_old.sum();
+            accounts.lost(&too_old);
+            let transactions = record.dispatch(round.batch, round.deadline, most, metrics);
             if parameters(&transactions) > room {
-                return Some(Change::Keep((Looked::Later, Settled::default(), refresh)));
+                return Some(Change::Keep((Looked::Later, None, refresh)));
             }
             if transactions.is_empty() {
-                let looked = (Looked::Nothing, ended, refresh);
-                return Some(if ended == Settled::default() {
-                    Change::Keep(looked)
-                } else {
-                    Change::Write(looked)
-                });
+                if ended == Settled::default() {
+                    return Some(Change::Keep((Looked::Nothing, None, refresh)));
+                }
+                accounts.admitted(&record.publish(metrics));
+                let ended = Some((ended, accounts));
+                return Some(Change::Write((Looked::Nothing, ended, refresh)));
             }
             let looked = Looked::Sent {
                 digest: record.digest,
@@ -322,11 +430,15 @@ impl Flusher {
                 transactions,
                 alone: record.alone,
             };
-            Some(Change::Write((looked, ended, refresh)))
+            accounts.admitted(&record.publish(metrics));
+            Some(Change::Write((looked, Some((ended, accounts)), refresh)))
         });
         match seen {
             Ok(Some((looked, ended, refresh))) => {
-                settled.add(ended);
+                if let Some((ended, accounts)) = ended {
+                    settled.add(ended);
+                    self.accounts.add(&accounts);
+                }
                 if refresh && !matches!(looked, Looked::Later) {
                     self.due.push(slot);
                 }
@@ -344,7 +456,7 @@ impl Flusher {
     /// Gives up usage that no report can carry. Names and deltas are checked before they
     /// get into a record, so only a corrupt one comes here.
     fn give_up(
-        &self,
+        &mut self,
         data: &impl SharedData,
         applications: &mut Applications,
         (slot, digest): (Slot, Digest),
@@ -357,7 +469,8 @@ impl Flusher {
                 .then(|| Change::Write(record.settle(round.batch, Outcome::Lost, metrics, now)))
         });
         if let Ok(Some(units)) = units {
-            settled.count(Outcome::Lost, units);
+            settled.count(Outcome::Lost, units.sum());
+            self.accounts.lost(&units);
         }
     }
 
@@ -376,33 +489,66 @@ impl Flusher {
             settings,
             now,
         } = *terms;
-        let outcome = match answer {
-            ReportAnswer::Acknowledged => Outcome::Acknowledged,
-            // Refused whole, so nothing of it was applied.
-            ReportAnswer::Refused { .. } | ReportAnswer::NotDelivered(_) => Outcome::Returned,
-            ReportAnswer::Uncertain(_) => uncertain(settings.uncertain),
-        };
         let mut settled = Settled::default();
+        let Some(sent) = self.in_flight.remove(&batch) else {
+            return settled;
+        };
+        self.accounts.sent();
+        let fate = self
+            .suspects
+            .judge(answer, sent.trial, sent.transactions, settings.uncertain);
         let marks = applications.marks(Mark::Dirty, self.scope);
-        for (slot, digest) in self.in_flight.remove(&batch).unwrap_or_default() {
+        let mut left = VecDeque::new();
+        for (slot, digest) in sent.members {
             let seen = applications.table().change_slot(data, slot, |record| {
                 (record.digest == digest).then(|| {
-                    let units = record.settle(batch, outcome, metrics, now);
+                    let units = record.settle(batch, fate.outcome, metrics, now);
                     Change::Write((units, record.has_pending()))
                 })
             });
-            if let Ok(Some((units, _))) = seen {
-                settled.count(outcome, units);
+            if let Ok(Some((units, _))) = &seen {
+                settled.count(fate.outcome, units.sum());
+                self.accounts.settled(fate.outcome, units);
             }
             // Also what was admitted meanwhile: a round that came by took its mark and
             // had to leave it.
             if !matches!(seen, Ok(Some((_, false)))) {
-                marks.set(data, slot);
+                left.push_back(slot);
             }
+        }
+        // Suspects are not marked, or they would be among others in the next round.
+        let again = match fate.then {
+            Then::Forget => Vec::new(),
+            // Of one record not everything was in it: the rest is as suspect as it was.
+            Then::GoOn(trial) if left.len() == 1 && sent.transactions == sent.most => {
+                vec![Group::of(std::mem::take(&mut left), sent.most, trial)]
+            }
+            Then::GoOn(_) => Vec::new(),
+            Then::TryAgain(trial) => {
+                let not_before = now.monotonic.saturating_add(trial.pause(&settings, jitter));
+                vec![Group {
+                    slots: std::mem::take(&mut left),
+                    most: sent.most,
+                    trial,
+                    not_before,
+                }]
+            }
+            Then::Split(trial) => {
+                let of_one = (sent.transactions.min(sent.most) / 2).max(1);
+                Group::halves(std::mem::take(&mut left), sent.most, of_one, trial)
+            }
+        };
+        for group in again {
+            if let Err(group) = self.suspects.put_last(group) {
+                left.extend(group.slots);
+            }
+        }
+        for slot in left {
+            marks.set(data, slot);
         }
         if matches!(answer, ReportAnswer::Acknowledged) {
             self.failures = 0;
-        } else {
+        } else if fate.pause {
             self.pause(data, applications, &settings, now, jitter);
         }
         settled
@@ -433,25 +579,26 @@ impl Flusher {
     }
 }
 
-const fn uncertain(policy: Uncertain) -> Outcome {
-    match policy {
-        Uncertain::Resend => Outcome::Resent,
-        Uncertain::Drop => Outcome::Lost,
-    }
-}
-
 struct Round<'a> {
     batch: u64,
     deadline: u64,
+    /// Transactions of one record at most.
+    most: usize,
     terms: &'a Terms<'a>,
 }
 
 /// Ends a batch that nobody answered in time: its VM went away.
-fn end_overdue_batch(record: &mut Record, round: &Round<'_>, ended: &mut Settled) {
+fn end_overdue_batch(
+    record: &mut Record,
+    round: &Round<'_>,
+    ended: &mut Settled,
+    accounts: &mut Accounts,
+) {
     if record.batch != 0 && record.batch_deadline <= round.terms.now.monotonic {
         let outcome = uncertain(round.terms.settings.uncertain);
         let units = record.settle(record.batch, outcome, round.terms.metrics, round.terms.now);
-        ended.count(outcome, units);
+        ended.count(outcome, units.sum());
+        accounts.settled(outcome, &units);
     }
 }
 
@@ -480,7 +627,7 @@ pub fn push(
             .map(|(metric, delta)| (metric.as_str(), *delta))
             .collect();
         body.try_push(&Transaction {
-            application: application(kind, identity),
+            application: application(kind, identity, None),
             at: transaction.at,
             usage: &usage,
         })?;

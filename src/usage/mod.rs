@@ -1,10 +1,13 @@
 //! From admitted usage to acknowledged usage: who sends it, in which batches, and
 //! what becomes of it when the answer is late, lost or no.
 
+mod accounts;
 mod flush;
 mod lease;
+mod suspects;
 mod urgent;
 
+pub use accounts::Accounts;
 pub use flush::{Flusher, Report, Settings, Settled, Terms, push, wants_flush};
 pub use lease::{Candidate, lead};
-pub use urgent::{Budget, Due, TICK_MILLISECONDS, Urgent};
+pub use urgent::{Due, TICK_MILLISECONDS, Urgent, UrgentCalls};

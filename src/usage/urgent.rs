@@ -34,12 +34,12 @@ pub const TICK_MILLISECONDS: u32 = 100;
 
 /// The calls that may be made for the sake of urgency, by all services of one VM.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Budget {
+pub struct UrgentCalls {
     /// When so much is saved that the bucket is full (monotonic milliseconds).
     full_at: u64,
 }
 
-impl Budget {
+impl UrgentCalls {
     /// Takes a call out, if one is in.
     pub const fn take(&mut self, now: Moment) -> bool {
         let full_at = if self.full_at > now.monotonic {
@@ -153,7 +153,7 @@ impl Urgent {
         applications: &mut Applications,
         now: Moment,
         most_reported: usize,
-        budget: &mut Budget,
+        calls: &mut UrgentCalls,
     ) -> Due {
         self.take_marks(data, applications);
         let settled_after = self.settled_after();
@@ -198,7 +198,7 @@ impl Urgent {
         let mut may_report = !report.is_empty() && (!self.reported_last || asks.len() == 0);
         loop {
             if may_report {
-                if !budget.take(now) {
+                if !calls.take(now) {
                     break;
                 }
                 may_report = false;
@@ -212,7 +212,7 @@ impl Urgent {
             let Some((_, slot)) = asks.as_slice().first().copied() else {
                 break;
             };
-            if !budget.take(now) {
+            if !calls.take(now) {
                 break;
             }
             self.reported_last = false;
@@ -305,11 +305,11 @@ mod tests {
 
     #[test]
     fn a_budget_gives_less_than_three_calls_a_second_and_saves_up_no_more_than_one() {
-        let mut budget = Budget::default();
-        let calls = (0..10_000).filter(|now| budget.take(at(100_000 + now)));
+        let mut urgent = UrgentCalls::default();
+        let calls = (0..10_000).filter(|now| urgent.take(at(100_000 + now)));
         assert!((27..30).contains(&calls.count()));
-        assert!(budget.take(at(1_000_000)));
-        assert!(!budget.take(at(1_000_000)));
+        assert!(urgent.take(at(1_000_000)));
+        assert!(!urgent.take(at(1_000_000)));
     }
 
     #[test]

@@ -12,14 +12,15 @@ use proptest::{prop_assert, prop_assert_eq};
 use std::collections::{BTreeMap, BTreeSet};
 use tollgate::authorization::{
     Accuracy, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal,
-    Slot, Table, Verdict, Window,
+    Shown, Slot, Table, Verdict, Window,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};
 use tollgate::mapping::{self, Metrics};
 use tollgate::moment::Moment;
 use tollgate::service_management::{
-    Authorization, Denial, Failure, Misconfiguration, ReportAnswer, ServiceAccess, UsageReport,
+    Authorization, Denial, Failure, Misconfiguration, ReportAnswer, Right, ServiceAccess,
+    UsageReport,
 };
 use tollgate::usage::{Flusher, Settings, Settled, Terms, wants_flush};
 
@@ -38,7 +39,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
 };
 const SERVICE: ServiceAccess<'_> = ServiceAccess {
     id: "1001",
-    token: "svc-token",
+    right: Right::ServiceToken("svc-token"),
 };
 
 /// Usage of one application at one time, in a report.
@@ -469,7 +470,13 @@ impl<'a> World<'a> {
         if admitted {
             of.latest = second;
             of.own.count(&self.hierarchy, usage, second, 1);
-            let minute = now.seconds() - now.seconds() % 60;
+            // A worker whose clock is a little late reports in the window that is open.
+            let starts = of
+                .heard
+                .iter()
+                .map(|limit| model::start(limit.period, second));
+            let open = starts.filter(|start| *start <= now.seconds() + 60).max();
+            let minute = (now.seconds() - now.seconds() % 60).max(open.unwrap_or(0));
             of.expected.count(&self.hierarchy, usage, minute, 1);
             let old = of
                 .open
@@ -578,7 +585,7 @@ impl<'a> World<'a> {
         self.vms[vm]
             .refresh(
                 &self.data,
-                (slot, digest),
+                (slot, digest, &Shown::default()),
                 answer,
                 &self.metrics,
                 now,
@@ -893,7 +900,7 @@ impl<'a> World<'a> {
         prop_assert_eq!(self.settled.resent, resent, "(iii) counted as resent");
         prop_assert_eq!(self.settled.dropped, dropped, "(iii) counted as dropped");
         prop_assert_eq!(
-            self.settled.dropped + self.settled.too_old,
+            self.settled.dropped + self.settled.too_old + self.settled.refused,
             lost,
             "(iii) counted as lost"
         );
@@ -912,5 +919,7 @@ fn identity(of: &Application) -> Identity<'_> {
         scope: SCOPE,
         kind: Kind::UserKey,
         value: of.key.as_bytes(),
+        shown: Shown::default(),
+        tells: false,
     }
 }

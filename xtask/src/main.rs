@@ -14,7 +14,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, build, decisions, demo, gateways, lint, mapping_cases, setup, test};
+use commands::{
+    bench, build, conformance, decisions, demo, gateways, lint, mapping_cases, setup, test,
+};
 
 /// Builds, tests and checks Tollgate.
 #[derive(Parser)]
@@ -38,6 +40,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Show how far several gateways overrun a limit that they share.
     Gateways(gateways::Arguments),
+    /// Hold a backend against captured exchanges, and the filter in Envoy against that backend.
+    Conformance(conformance::Arguments),
     /// Replay calls recorded from the real backend against the stand-in and the filter.
     Decisions(decisions::Arguments),
     /// Hold a table of mapping rules and requests against the filter's mapping.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Gateways(arguments) => gateways::run(&arguments),
+        Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Decisions(arguments) => decisions::run(&arguments),
         Command::MappingCases(arguments) => mapping_cases::run(&arguments),
         Command::Lint => lint::run(),

@@ -1,19 +1,21 @@
 //! The end of a call: what it says is remembered, and everybody who waited for it is
 //! decided about.
 
-use super::{Call, Root, access, identification, lifetimes, settings};
-use crate::authorization::{Learned, Record, Slot, Verdict};
-use crate::config::Unknown;
-use crate::credentials::Digest;
-use crate::host::abi;
+use super::basis::Basis;
+use super::{Call, Root, Waiting, access, identification, lifetimes, settings};
+use crate::authorization::{Landing, Learned, Outcome, Question, Record, Units};
+use crate::credentials::{Digest, Kind};
 use crate::host::calls::{self, Answered};
 use crate::host::clock;
 use crate::host::local_reply::Reply;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::{AuthorizeAnswer, ReportAnswer, ReportBody};
-use crate::usage::{Terms, push};
+use crate::service_management::{AuthorizeAnswer, Denial, ReportAnswer, ReportBody};
+use crate::usage::{Accounts, Terms, push};
+
+/// Questions after the first with which an application's keys are found out.
+const MOST_ATTEMPTS: u8 = 2;
 
 impl Root {
     /// Takes in the answer to a call.
@@ -25,23 +27,14 @@ impl Root {
         let answered = Answered::read();
         match call {
             Call::Authorize(digest) => {
-                let answer = self
-                    .fetches
-                    .get(&digest)
-                    .map(|fetch| answered.to_authorize(identification(fetch.kind)));
-                if let Some(answer) = answer {
-                    self.answered_unknown(digest, &answer, shared, now);
-                }
+                self.answered_unknown(digest, &answered, shared, now);
             }
             Call::Refresh {
                 service,
-                slot,
-                digest,
-                kind,
+                question,
                 asked,
             } => {
-                let answer = answered.to_authorize(identification(kind));
-                self.answered_refresh(service, (slot, digest), &answer, asked, shared, now);
+                self.answered_refresh(service, question, &answered, asked, shared, now);
                 if self.leads(service) {
                     self.refresh(service, shared, now);
                 }
@@ -53,8 +46,11 @@ impl Root {
                 }
             }
             Call::Uncached { service, units } => {
-                let acknowledged = matches!(answered.to_report(), ReportAnswer::Acknowledged);
-                self.settle_uncached(service, units, acknowledged, now);
+                let outcome = match answered.to_report() {
+                    ReportAnswer::Acknowledged => Outcome::Acknowledged,
+                    _ => Outcome::Lost,
+                };
+                self.settle_uncached(service, &units, outcome, now);
             }
         }
     }
@@ -64,137 +60,149 @@ impl Root {
     fn answered_unknown(
         &mut self,
         digest: Digest,
-        answer: &AuthorizeAnswer,
+        answered: &Answered,
         shared: &mut Shared,
         now: Moment,
     ) {
-        let Some(fetch) = self.fetches.remove(&digest) else {
+        let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        self.waiting = self.waiting.saturating_sub(fetch.waiting.len());
+        let answer = answered.to_authorize(identification(fetch.kind));
+        self.judge(&answer, shared, now);
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return;
         };
         let lifetimes = lifetimes(&self.configuration);
-        let identity = at_work.identity_of(digest, &fetch);
-        let allow_unknown = self.configuration.authorization.unknown == Unknown::Allow;
-        let learned = match answer {
-            AuthorizeAnswer::Known(authorization) => shared
-                .applications
-                .learn(
+        let identity = at_work.identity_of(digest, fetch, &fetch.asked);
+        let basis = match answer {
+            AuthorizeAnswer::Known(authorization) => {
+                let learned = shared.applications.learn(
                     &shared.data,
                     &identity,
-                    authorization,
+                    &authorization,
                     &at_work.service.metrics,
                     now,
                     &lifetimes,
-                )
-                .map_err(|_| Reply::Contended),
+                );
+                match learned {
+                    Ok(Learned::Remembered) => Basis::Remembered,
+                    Ok(Learned::Uncached(record)) => {
+                        at_work.uncached(now);
+                        Basis::Uncached(record)
+                    }
+                    Ok(Learned::TooManyMetrics) => {
+                        at_work.stats.count(Counter::Misconfigured);
+                        Basis::Reply(Reply::Misconfigured)
+                    }
+                    Err(_) => Basis::Reply(Reply::Contended),
+                }
+            }
             AuthorizeAnswer::Denied(denial) => {
                 // Not remembered, it is asked about again.
                 let _ = shared.applications.learn_denial(
                     &shared.data,
                     &identity,
-                    *denial,
+                    denial,
                     now,
                     &lifetimes,
                 );
-                Err(Reply::Denied(*denial))
+                if denial == Denial::ApplicationKeyInvalid
+                    && self.ask_about_keys(digest, answered, shared, now)
+                {
+                    return;
+                }
+                if denial.is_of_the_application() {
+                    Basis::Reply(Reply::Denied(denial))
+                } else {
+                    Basis::Remembered
+                }
             }
             AuthorizeAnswer::Misconfigured(what) => {
-                at_work.misconfigured(*what, now);
-                Err(Reply::Misconfigured)
+                at_work.misconfigured(what, now);
+                Basis::Known(Reply::Misconfigured)
             }
             AuthorizeAnswer::Failed(failure) => {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed(failure.as_str(), now);
-                if allow_unknown {
-                    shared
-                        .applications
-                        .let_in_unheard(&shared.data, &identity, now, lifetimes.negative_ttl)
-                        .map_err(|_| Reply::Contended)
-                } else {
-                    Err(Reply::BackendFailed)
-                }
+                self.unheard()
             }
         };
-        let mut uncached = None;
-        let learned = match learned {
-            Ok(Learned::Remembered) => Ok(()),
-            Ok(Learned::Uncached(record)) => {
-                at_work.uncached(now);
-                uncached = Some(record);
-                Ok(())
-            }
-            Ok(Learned::TooManyMetrics) => {
-                at_work.stats.count(Counter::Misconfigured);
-                Err(Reply::Misconfigured)
-            }
-            Err(reply) => Err(reply),
+        // Others first: they go on while this VM does.
+        self.land(digest, basis.landing(), shared);
+        self.conclude(digest, basis, shared, now);
+    }
+
+    /// A key is wrong, and others wait with other keys: asks once for all of them, without a
+    /// key, which has the application's keys listed, and then with one of these. False: it is
+    /// not worth it, or leads nowhere.
+    fn ask_about_keys(
+        &mut self,
+        digest: Digest,
+        answered: &Answered,
+        shared: &Shared,
+        now: Moment,
+    ) -> bool {
+        let Some(fetch) = self.fetches.get(&digest) else {
+            return false;
         };
-        for waiting in &fetch.waiting {
-            // A stream that has ended meanwhile is not counted.
-            if abi::set_effective_context(waiting.stream_id).is_err() {
-                continue;
-            }
-            let verdict = match (learned, &mut uncached) {
-                (Err(reply), _) => Err(reply),
-                (Ok(()), Some(record)) => record
-                    .admit(&waiting.usage, &at_work.service.metrics, now)
-                    .map(|()| Verdict::Admitted { stale: false })
-                    .map_err(Reply::from),
-                (Ok(()), None) => shared
-                    .applications
-                    .decide(
-                        &shared.data,
-                        &identity,
-                        &waiting.usage,
-                        &at_work.service.metrics,
-                        now,
-                    )
-                    .map_err(|_| Reply::Contended),
-            };
-            let reply = match verdict {
-                Ok(Verdict::Admitted { stale }) => {
-                    at_work.admitted(stale);
-                    if matches!(answer, AuthorizeAnswer::Failed(_)) {
-                        at_work.stats.count(Counter::AdmittedUnknown);
-                    }
-                    let _ = abi::continue_request();
-                    continue;
-                }
-                Ok(Verdict::Refused(refusal)) => refusal.into(),
-                // It went between the answer and now: the caller may try again.
-                Ok(Verdict::Unknown) => Reply::Contended,
-                Err(reply) => reply,
-            };
-            at_work.refused(reply).send(now);
+        let Some(at_work) = self.services.get(fetch.service) else {
+            return false;
+        };
+        let others = |waiting: &Waiting| waiting.shows.app_key != fetch.asked.app_key;
+        if fetch.attempt >= MOST_ATTEMPTS || !fetch.waiting.iter().any(others) {
+            return false;
         }
-        if let Some(record) = uncached {
-            self.report_uncached(fetch.service, *record, shared, now);
+        let app_key = match fetch.asked.app_key {
+            Some(_) => None,
+            None => match answered
+                .to_listed_keys()
+                .and_then(|keys| keys.into_iter().next())
+            {
+                Some(key) => Some(key),
+                None => return false,
+            },
+        };
+        let asked = at_work.asks_again_with(app_key.as_deref());
+        let service = fetch.service;
+        if self.pass_gate(shared, now).is_err() {
+            return false;
         }
+        let Some(token) = self.ask(service, fetch.kind, &fetch.value, &asked) else {
+            return false;
+        };
+        self.count(service, Counter::AuthorizeCalls);
+        self.calls.insert(token, Call::Authorize(digest));
+        if let Some(fetch) = self.fetches.get_mut(&digest) {
+            fetch.asked = asked;
+            fetch.attempt = fetch.attempt.saturating_add(1);
+        }
+        true
     }
 
     /// Reports the usage of a record that has no slot.
-    fn report_uncached(
+    pub(super) fn report_uncached(
         &mut self,
         index: usize,
         mut record: Record,
         shared: &mut Shared,
         now: Moment,
     ) {
-        let Some(at_work) = self.services.get(index) else {
+        let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
         let batch = shared.random();
         let transactions = record.dispatch(batch, 0, usize::MAX, &at_work.service.metrics);
-        let units = transactions
-            .iter()
-            .flat_map(|transaction| &transaction.usage)
-            .fold(0_u64, |sum, (_, delta)| sum.saturating_add(*delta));
-        if units == 0 {
+        let mut units = Units::default();
+        for (metric, delta) in transactions.iter().flat_map(|it| &it.usage) {
+            units.add_named(&at_work.service.metrics, metric, *delta);
+        }
+        if units.is_empty() {
             return;
         }
+        let mut accounts = Accounts::default();
+        accounts.admitted(&units);
+        at_work.flusher.book(&accounts);
+        at_work.publish();
         let mut body = ReportBody::new(&access(&at_work.service));
         let written = push(&mut body, record.kind, &record.identity, &transactions);
         at_work.stats.count(Counter::ReportCalls);
@@ -215,15 +223,20 @@ impl Root {
                     },
                 );
             }
-            None => self.settle_uncached(index, units, false, now),
+            None => self.settle_uncached(index, &units, Outcome::Refused, now),
         }
     }
 
-    fn settle_uncached(&mut self, index: usize, units: u64, acknowledged: bool, now: Moment) {
+    fn settle_uncached(&mut self, index: usize, units: &Units, outcome: Outcome, now: Moment) {
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
-        if acknowledged {
+        let mut accounts = Accounts::default();
+        accounts.settled(outcome, units);
+        at_work.flusher.book(&accounts);
+        at_work.publish();
+        let units = units.sum();
+        if outcome == Outcome::Acknowledged {
             at_work.stats.add(Counter::UsageAcknowledged, units);
         } else {
             at_work.stats.add(Counter::UsageLostUncached, units);
@@ -234,37 +247,64 @@ impl Root {
     fn answered_refresh(
         &mut self,
         index: usize,
-        (slot, digest): (Slot, Digest),
-        answer: &AuthorizeAnswer,
+        question: Question,
+        answered: &Answered,
         asked: Moment,
         shared: &mut Shared,
         now: Moment,
     ) {
         let mut lifetimes = lifetimes(&self.configuration);
+        let answer = answered.to_authorize(identification(question.kind));
+        self.judge(&answer, shared, now);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
         if let Some(urgent) = &at_work.urgent {
             lifetimes.accuracy = urgent.accuracy(lifetimes.accuracy);
         }
-        let known = match answer {
+        let Question { slot, digest, .. } = question;
+        let known = match &answer {
             AuthorizeAnswer::Known(authorization) => Ok(authorization),
+            AuthorizeAnswer::Denied(Denial::ApplicationKeyInvalid)
+                if question.kind == Kind::AppId =>
+            {
+                let listed = match question.app_key {
+                    // Somebody chose it, and could have the body say anything.
+                    Some(_) => None,
+                    None => answered.to_listed_keys(),
+                };
+                match question.after_wrong_key(listed) {
+                    Some(next) => self.ask_again(index, next, shared, now),
+                    None => {
+                        // Who shows a key asks with it.
+                        let _ = shared
+                            .applications
+                            .expire(&shared.data, (slot, digest), now);
+                        at_work.refresher.answered(slot);
+                        self.land(digest, Landing::Remembered, shared);
+                    }
+                }
+                return;
+            }
             AuthorizeAnswer::Denied(denial) => Err(*denial),
             AuthorizeAnswer::Misconfigured(what) => {
                 at_work.misconfigured(*what, now);
                 at_work.refresher.failed(slot, now, shared.random());
+                self.land(digest, Landing::Misconfigured, shared);
                 return;
             }
             AuthorizeAnswer::Failed(failure) => {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed(failure.as_str(), now);
                 at_work.refresher.failed(slot, now, shared.random());
+                self.land(digest, Landing::Failed, shared);
                 return;
             }
         };
+        let with = at_work.asks_again_with(question.app_key.as_deref());
         let taken = shared.applications.refresh(
             &shared.data,
-            (slot, digest),
+            (slot, digest, &at_work.shown(&with)),
             known,
             &at_work.service.metrics,
             asked,
@@ -279,6 +319,11 @@ impl Root {
             urgent.answered(slot, taken.ok().and_then(|look| look.late), now);
             at_work.flusher.urge(&[], urgent.held(), now);
         }
+        let landing = match known {
+            Ok(_) => Landing::Remembered,
+            Err(denial) => Landing::denied(denial),
+        };
+        self.land(digest, landing, shared);
     }
 
     pub(super) fn answered_report(

@@ -2,15 +2,15 @@
 //! the log lines that it writes seldom.
 
 use super::Fetch;
-use crate::authorization::{Accuracy, Identity, Refresher};
+use crate::authorization::{Accuracy, Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown};
 use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
-use crate::host::local_reply::Reply;
+use crate::host::local_reply::{Reply, waiting_wants_grpc};
 use crate::host::logger::Seldom;
-use crate::host::stats::{Counter, Stats};
+use crate::host::stats::{Counter, Stats, Sums};
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::{Misconfiguration, ReportAnswer};
+use crate::service_management::{Endpoint, Misconfiguration, ReportAnswer};
 use crate::usage::{Flusher, Settled, Urgent};
 use log::{error, warn};
 use std::rc::Rc;
@@ -26,7 +26,23 @@ pub(super) struct AtWork {
     pub urgent: Option<Urgent>,
     pub leads: bool,
     pub stats: Stats,
+    pub sums: Sums,
     quiet: Quiet,
+}
+
+/// When a service's applications' keys are checked.
+const fn key_rule(service: &Service) -> KeyRule {
+    if service.oauth {
+        KeyRule::IfShown
+    } else {
+        KeyRule::IfAny
+    }
+}
+
+/// What was shown to a service.
+pub(super) fn shown<'a>(service: &Service, asked: &'a Asked) -> Shown<'a> {
+    let referrers = service.credentials.looks_at_referrer();
+    asked.shown(key_rule(service), referrers)
 }
 
 /// Lines that must not fill the log.
@@ -56,6 +72,7 @@ impl AtWork {
             urgent: Urgent::wanted(scope, accuracy),
             leads: false,
             stats: Stats::define(&service.id),
+            sums: Sums::define(&service.id, &service.metrics),
             quiet: Quiet::default(),
         }
     }
@@ -66,16 +83,52 @@ impl AtWork {
             scope: self.scope,
             kind: credential.kind(),
             value: credential.expose().as_bytes(),
+            shown: Shown {
+                rule: key_rule(&self.service),
+                app_key: credential.app_key(),
+                referrer: if self.service.credentials.looks_at_referrer() {
+                    Referrer::Named(credential.referrer())
+                } else {
+                    Referrer::Ignored
+                },
+            },
+            tells: self.service.rate_limit_headers,
         }
     }
 
-    pub const fn identity_of<'a>(&self, digest: Digest, fetch: &'a Fetch) -> Identity<'a> {
+    /// The application of a question, with what was shown in it or by one who waits for it.
+    pub fn identity_of<'a>(
+        &self,
+        digest: Digest,
+        fetch: &'a Fetch,
+        shown: &'a Asked,
+    ) -> Identity<'a> {
         Identity {
             digest,
             scope: self.scope,
             kind: fetch.kind,
             value: fetch.value.as_slice(),
+            shown: self.shown(shown),
+            tells: self.service.rate_limit_headers,
         }
+    }
+
+    pub fn shown<'a>(&self, asked: &'a Asked) -> Shown<'a> {
+        shown(&self.service, asked)
+    }
+
+    /// Where its applications are asked about.
+    pub fn endpoint(&self) -> Endpoint {
+        if self.service.oauth {
+            Endpoint::OauthAuthorize
+        } else {
+            Endpoint::Authorize
+        }
+    }
+
+    /// What is shown in a question about an application that is known.
+    pub fn asks_again_with(&self, app_key: Option<&str>) -> Asked {
+        self.shown(&Asked::default()).about_application(app_key)
     }
 
     pub fn admitted(&self, stale: bool) {
@@ -85,10 +138,20 @@ impl AtWork {
         }
     }
 
+    /// Counts a refusal and sends it to the request of the effective context, which has waited.
+    pub fn refuse_waiting(&self, reply: Reply, quota: Option<Quota>, now: Moment) {
+        let grpc = waiting_wants_grpc();
+        self.refused(reply)
+            .send(&self.service.replies, grpc, quota, now);
+    }
+
     /// Counts a refusal and hands it on.
     pub fn refused(&self, reply: Reply) -> Reply {
+        if reply == Reply::OverBudget {
+            self.stats.count(Counter::OverBudget);
+        }
         self.stats.count(match reply {
-            Reply::NoCredential => Counter::NoCredential,
+            Reply::NoCredential | Reply::LargeBody | Reply::LateBody => Counter::NoCredential,
             Reply::UnusableCredential | Reply::Denied(_) => Counter::Denied,
             Reply::NoRule => Counter::NoRule,
             Reply::Limited { .. } | Reply::Disabled => Counter::Limited,
@@ -97,23 +160,41 @@ impl AtWork {
             | Reply::BackendFailed
             | Reply::Misconfigured
             | Reply::Contended
+            | Reply::OverBudget
             | Reply::Overloaded => Counter::Unavailable,
         });
         reply
     }
 
     pub fn settled(&mut self, settled: Settled, now: Moment) {
+        self.publish();
         self.stats
             .add(Counter::UsageAcknowledged, settled.acknowledged);
         self.stats.add(Counter::UsageResent, settled.resent);
         self.stats.add(Counter::UsageLostUncertain, settled.dropped);
         self.stats.add(Counter::UsageLostTooOld, settled.too_old);
+        self.stats.add(Counter::UsageLostRefused, settled.refused);
+        if settled.refused > 0 {
+            self.lost(settled.refused, "service management refuses it", now);
+        }
         if settled.dropped > 0 {
             self.lost(settled.dropped, "its report had no certain answer", now);
         }
         if settled.too_old > 0 {
             self.lost(settled.too_old, "it is too old to be reported", now);
         }
+    }
+
+    /// Brings the sums up to date. What is in flight is the leader's to say.
+    pub fn publish(&mut self) {
+        let Some(accounts) = self.flusher.take_accounts() else {
+            return;
+        };
+        self.stats
+            .add(Counter::UsageAdmitted, accounts.admitted.sum());
+        self.sums.add(&accounts);
+        let in_flight = self.leads.then(|| self.flusher.in_flight());
+        self.sums.show(in_flight.as_ref());
     }
 
     pub fn lost(&mut self, units: u64, why: &str, now: Moment) {
@@ -130,8 +211,8 @@ impl AtWork {
         self.stats.count(Counter::Misconfigured);
         if let Some(withheld) = self.quiet.misconfigured.due(now.monotonic) {
             error!(
-                "service {}: service management refuses this gateway: {}. Callers get 503, known \
-                 applications go on ({withheld} such lines withheld)",
+                "service {}: service management refuses this gateway: {}. New callers get 503, known \
+                 applications go on, their usage waits ({withheld} such lines withheld)",
                 self.service.id,
                 what.as_str()
             );
@@ -156,6 +237,12 @@ impl AtWork {
             ReportAnswer::NotDelivered(_) => Counter::ReportsNotDelivered,
             ReportAnswer::Uncertain(_) => Counter::ReportsUncertain,
         });
+        if let ReportAnswer::Refused { why, .. } = answer
+            && !why.may_lie_in_one_transaction()
+        {
+            self.misconfigured(*why, now);
+            return;
+        }
         if let Some(withheld) = self.quiet.report.due(now.monotonic) {
             warn!(
                 "service {}: a report was not acknowledged: {answer:?}. What becomes of its usage is \

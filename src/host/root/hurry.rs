@@ -32,11 +32,11 @@ impl Root {
                 &mut shared.applications,
                 now,
                 most,
-                &mut self.budget,
+                &mut self.urgent_calls,
             );
             at_work.flusher.urge(&due.report, urgent.held(), now);
             for slot in due.ask.iter().rev() {
-                at_work.refresher.add_first(*slot);
+                at_work.refresher.add_first(*slot, now);
             }
             if !due.report.is_empty() {
                 self.flush(index, shared, now);

@@ -2,32 +2,43 @@
 //!
 //! What it does stands apart by when it happens: [`requests`] as they come, [`answers`]
 //! when a call ends, [`ticks`] when time has passed, [`hurry`] between them where limits are
-//! shared. [`at_work`] is one service of it.
+//! shared. [`flights`] is what it has to do with the other VMs of the process, [`gate`]
+//! whether anybody is asked at all, [`at_work`] is one service of it.
 
 mod answers;
 mod at_work;
+mod basis;
+pub mod bodies;
+mod flights;
+mod gate;
 mod hurry;
 mod requests;
 mod ticks;
 
 use self::at_work::AtWork;
+use self::flights::Listening;
 use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Accuracy, Lifetimes, Slot};
-use crate::config::{Configuration, Service};
-use crate::credentials::{Digest, Kind};
+use crate::authorization::{Accuracy, Asked, Breaker, Budget, Lifetimes, Question, Units};
+use crate::config::{self, Configuration, Replies, Service};
+use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
 use crate::moment::Moment;
-use crate::service_management::{Identification, ServiceAccess};
-use crate::usage::{Budget, Candidate, Settings, TICK_MILLISECONDS};
+use crate::service_management::{Identification, Right, ServiceAccess};
+use crate::usage::{Candidate, Settings, TICK_MILLISECONDS, UrgentCalls};
 use std::collections::HashMap;
 
 /// A request that is paused until its application is known.
+#[derive(Clone)]
 struct Waiting {
     stream_id: u32,
     usage: Usage,
+    /// What it shows besides the identity.
+    shows: Asked,
+    /// For how many answers it has waited before.
+    answers: u8,
 }
 
 /// A question about an unknown application, and everybody who waits for its answer.
@@ -35,7 +46,15 @@ struct Fetch {
     service: usize,
     kind: Kind,
     value: Vec<u8>,
+    /// What the question shows besides the identity.
+    asked: Asked,
+    /// How many questions led to this one.
+    attempt: u8,
     waiting: Vec<Waiting>,
+    /// Another VM asks, until then (monotonic milliseconds). `None`: this one does.
+    waits_until: Option<u64>,
+    /// It has been waited for before, in vain: not a third time.
+    again: bool,
 }
 
 /// What a call was made for.
@@ -43,9 +62,7 @@ enum Call {
     Authorize(Digest),
     Refresh {
         service: usize,
-        slot: Slot,
-        digest: Digest,
-        kind: Kind,
+        question: Question,
         /// The answer speaks of this moment, not of when it comes.
         asked: Moment,
     },
@@ -56,7 +73,7 @@ enum Call {
     /// Usage of requests that had no record.
     Uncached {
         service: usize,
-        units: u64,
+        units: Units,
     },
 }
 
@@ -69,10 +86,13 @@ pub struct Root {
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
+    listening: Listening,
+    breaker: Breaker,
+    budget: Budget,
     calls: HashMap<u32, Call>,
     unmatched: UnmatchedHosts,
     swept: u32,
-    budget: Budget,
+    urgent_calls: UrgentCalls,
     /// When more than what is urgent is due again (monotonic milliseconds).
     next_full_tick: u64,
     /// When it last ticked, or began (monotonic milliseconds).
@@ -94,6 +114,13 @@ impl Root {
             .iter()
             .map(|service| AtWork::new(service, &key, accuracy, shared))
             .collect();
+        let backend = Scope {
+            cluster: configuration.service_management.cluster.clone(),
+            authority: configuration.service_management.authority.clone(),
+            service: String::new(),
+        };
+        let breaker = Breaker::new(backend.number());
+        let budget = Budget::new(configuration.authorization.unknown_calls_per_second);
         Some(Self {
             id,
             configuration,
@@ -105,10 +132,13 @@ impl Root {
             services,
             fetches: HashMap::new(),
             waiting: 0,
+            listening: Listening::default(),
+            breaker,
+            budget,
             calls: HashMap::new(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,
-            budget: Budget::default(),
+            urgent_calls: UrgentCalls::default(),
             next_full_tick: 0,
             ticked_at: now.monotonic,
         })
@@ -148,6 +178,19 @@ impl Root {
         }
     }
 
+    /// What callers of a service are told.
+    /// The replies to requests of no service.
+    pub const fn general_replies(&self) -> &Replies {
+        &self.configuration.replies
+    }
+
+    fn replies(&self, service: usize) -> &Replies {
+        match self.configuration.services.get(service) {
+            Some(service) => &service.replies,
+            None => &self.configuration.replies,
+        }
+    }
+
     fn warn_failed(&mut self, index: usize, why: &str, now: Moment) {
         if let Some(at_work) = self.services.get_mut(index) {
             at_work.failed(why, now);
@@ -158,13 +201,17 @@ impl Root {
 fn access(service: &Service) -> ServiceAccess<'_> {
     ServiceAccess {
         id: &service.id,
-        token: service.token.expose(),
+        right: match &service.right {
+            config::Right::ServiceToken(token) => Right::ServiceToken(token.expose()),
+            config::Right::ProviderKey(key) => Right::ProviderKey(key.expose()),
+        },
     }
 }
 
 const fn identification(kind: Kind) -> Identification {
     match kind {
         Kind::UserKey => Identification::UserKey,
+        Kind::AppId => Identification::AppId,
     }
 }
 

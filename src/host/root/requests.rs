@@ -1,42 +1,34 @@
 //! A request, from its headers to its decision or its pause.
 
-use super::{Call, Fetch, Root, Waiting, access, lifetimes};
-use crate::authorization::{Verdict, application};
-use crate::config::{NotAHost, Unknown, UnmatchedHosts};
-use crate::credentials::{Digest, Found, Kind};
-use crate::host::abi::{self, Action, MapType};
-use crate::host::local_reply::Reply;
+use super::gate::Shut;
+use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
+use crate::authorization::{Asked, Joined, Landing, Quota, Verdict, application};
+use crate::config::{NoService, Unknown, UnmatchedHosts};
+use crate::credentials::{Body, Digest, Found, Kind, Stripped};
+use crate::host::abi::{self, Action, HostResult, MapType};
+use crate::host::local_reply::{Reply, tell, wants_grpc};
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::host::{calls, clock};
-use crate::mapping::Usage;
 use crate::moment::Moment;
 use crate::request::{Headers, Request};
+use crate::service_management::Denial;
 
 /// Requests that may wait for answers in one VM: each holds a connection, and some
 /// hundred bytes here.
 const MOST_WAITING: usize = 10_000;
+/// The path of the property that has the name of Envoy's route.
+const ROUTE_NAME: &[u8] = b"xds\0route_name";
 
 impl Root {
-    /// Decides about a request: goes on, is answered here, or waits.
-    pub fn on_request_headers(&mut self, stream_id: u32, shared: &mut Shared) -> Action {
-        let now = clock::now();
-        match self.decide(stream_id, shared, now) {
-            Ok(action) => action,
-            Err(reply) => {
-                reply.send(now);
-                Action::Pause
-            }
-        }
-    }
-
-    fn decide(
-        &mut self,
-        stream_id: u32,
-        shared: &mut Shared,
-        now: Moment,
-    ) -> Result<Action, Reply> {
-        let bytes = abi::header_map(MapType::RequestHeaders).map_err(|_| Reply::Contended)?;
+    /// Decides about a request, by its headers and what there is of its body: goes on, is
+    /// answered here, or waits.
+    pub fn on_request(&mut self, stream_id: u32, body: Body<'_>, shared: &mut Shared) -> Action {
+        let now = clock::now_by_one();
+        let Ok(bytes) = abi::header_map(MapType::RequestHeaders) else {
+            Reply::Contended.send(&self.configuration.replies, false, None, now);
+            return Action::Pause;
+        };
         let pairs = abi::parse_pairs(&bytes);
         let headers = Headers { pairs: &pairs };
         let request = Request {
@@ -45,24 +37,79 @@ impl Root {
             target: headers.first(b":path").unwrap_or_default(),
             headers,
         };
-        let (index, service) = match self.configuration.service_for(request.authority) {
-            Ok(Some(found)) => found,
-            Ok(None) if self.configuration.unmatched_hosts == UnmatchedHosts::Pass => {
-                self.unmatched.count();
-                return Ok(Action::Continue);
-            }
-            Ok(None) | Err(NotAHost) => {
-                self.unmatched.count();
-                return Err(Reply::NoService);
+        let service = match self.service_for(&request) {
+            Ok(Some(service)) => service,
+            Ok(None) => return Action::Continue,
+            Err(reply) => {
+                let grpc = wants_grpc(&headers);
+                reply.send(&self.configuration.replies, grpc, None, now);
+                return Action::Pause;
             }
         };
+        let mut quota = None;
+        match self.decide(
+            (stream_id, service),
+            &request,
+            body,
+            &mut quota,
+            shared,
+            now,
+        ) {
+            Ok(action) => action,
+            Err(reply) => {
+                reply.send(self.replies(service), wants_grpc(&headers), quota, now);
+                Action::Pause
+            }
+        }
+    }
+
+    /// The index of the request's service. `None`: it passes, for its host is nobody's.
+    fn service_for(&self, request: &Request<'_>) -> Result<Option<usize>, Reply> {
+        let route = || abi::property(ROUTE_NAME).ok();
+        let found = self
+            .configuration
+            .service_for(request.authority, request.target, route);
+        match found {
+            Ok((index, _)) => Ok(Some(index)),
+            Err(why) => {
+                self.unmatched.count();
+                let pass = self.configuration.unmatched_hosts == UnmatchedHosts::Pass;
+                if pass && why == NoService::Host {
+                    Ok(None)
+                } else {
+                    Err(Reply::NoService)
+                }
+            }
+        }
+    }
+
+    /// Decides about a request of a service. `quota` is what the caller is to be told of
+    /// the limit that refuses it, if anything.
+    fn decide(
+        &mut self,
+        (stream_id, index): (u32, usize),
+        request: &Request<'_>,
+        body: Body<'_>,
+        quota: &mut Option<Quota>,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<Action, Reply> {
         let at_work = self.services.get_mut(index).ok_or(Reply::Misconfigured)?;
-        if service.is_exempt(&request) {
+        let service = self
+            .configuration
+            .services
+            .get(index)
+            .ok_or(Reply::Misconfigured)?;
+        if service.is_exempt(request) {
             at_work.stats.count(Counter::Exempt);
             return Ok(Action::Continue);
         }
-        let credential = match service.credentials.find(&request) {
+        if matches!(body, Body::Whole(body) if bodies::is_too_large(body.len())) {
+            return Err(at_work.refused(Reply::LargeBody));
+        }
+        let credential = match service.credentials.find(request, body) {
             Found::Credential(credential) => credential,
+            Found::InBody => return bodies::wait(request).map_err(|reply| at_work.refused(reply)),
             Found::Missing => return Err(at_work.refused(Reply::NoCredential)),
             Found::Unusable => return Err(at_work.refused(Reply::UnusableCredential)),
         };
@@ -72,6 +119,12 @@ impl Root {
             .matching(request.method, request.target, &mut shared.usage)
         {
             return Err(at_work.refused(Reply::NoRule));
+        }
+        // Before it is counted or waits: afterwards there is no way back.
+        if let Some(stripped) = service.credentials.strip(request)
+            && strip(&stripped).is_err()
+        {
+            return Err(at_work.refused(Reply::Contended));
         }
         let identity = at_work.identity(&credential);
         let verdict = shared.applications.decide(
@@ -84,30 +137,46 @@ impl Root {
         match verdict {
             Ok(Verdict::Admitted { stale }) => {
                 at_work.admitted(stale);
+                if let Some(left) = shared.applications.take_quota() {
+                    tell(&left, now);
+                }
                 Ok(Action::Continue)
             }
-            Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
+            Ok(Verdict::Refused(refusal)) => {
+                *quota = shared.applications.take_quota();
+                Err(at_work.refused(refusal.into()))
+            }
             Err(_) => Err(at_work.refused(Reply::Contended)),
             Ok(Verdict::Unknown) => {
+                let waiting = Waiting {
+                    stream_id,
+                    usage: shared.usage.clone(),
+                    shows: identity.shown.to_asked(),
+                    answers: 0,
+                };
                 let fetch = Fetch {
                     service: index,
                     kind: identity.kind,
                     value: identity.value.to_vec(),
+                    asked: Asked::default(),
+                    attempt: 0,
                     waiting: Vec::new(),
+                    waits_until: None,
+                    again: false,
                 };
                 let digest = identity.digest;
-                self.wait(stream_id, digest, fetch, shared, now)
+                self.wait(digest, fetch, waiting, shared, now)
             }
         }
     }
 
     /// Pauses the request until its application is known, and asks unless that has
-    /// been done for another request.
+    /// been done for another request, of this worker or of another.
     fn wait(
         &mut self,
-        stream_id: u32,
         digest: Digest,
         mut fetch: Fetch,
+        waiting: Waiting,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
@@ -115,78 +184,202 @@ impl Root {
         if self.waiting >= MOST_WAITING {
             return Err(self.refused(service, Reply::Overloaded));
         }
-        let waiting = Waiting {
-            stream_id,
-            usage: shared.usage.clone(),
-        };
         if let Some(fetch) = self.fetches.get_mut(&digest) {
             fetch.waiting.push(waiting);
             self.waiting = self.waiting.saturating_add(1);
             return Ok(Action::Pause);
         }
         fetch.waiting.push(waiting);
+        if let Err(shut) = self.look_through_gate(shared, now) {
+            return self.unasked(fetch, digest, shut, shared, now);
+        }
+        match self.join(digest, shared, now) {
+            Joined::Waits { until } => {
+                fetch.waits_until = Some(until);
+                self.count(service, Counter::AuthorizeShared);
+                self.put_fetch(digest, fetch);
+                return Ok(Action::Pause);
+            }
+            Joined::Asks => {
+                if let Some(decided) = self.decide_again(digest, &fetch, shared, now) {
+                    self.land(digest, Landing::Remembered, shared);
+                    return decided;
+                }
+            }
+            Joined::Alone => {}
+        }
+        let passed = self.pass_gate(shared, now);
+        let asked = match passed {
+            Ok(()) => self.question(digest, &fetch, shared, now),
+            Err(_) => Some(Asked::default()),
+        };
+        let Some(asked) = asked else {
+            self.land(digest, Landing::Remembered, shared);
+            let denial = Denial::ApplicationKeyInvalid;
+            return Err(self.refused(service, Reply::Denied(denial)));
+        };
+        fetch.asked = asked;
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
-        let Some(token) = self.ask(service, fetch.kind, &fetch.value) else {
-            return self.unasked(fetch, digest, shared, now);
+        let asked = passed.and_then(|()| {
+            self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
+                .ok_or(Shut::NoCall)
+        });
+        let token = match asked {
+            Ok(token) => token,
+            Err(shut) => {
+                let decided = self.unasked(fetch, digest, shut, shared, now);
+                self.land(digest, shut.landing(), shared);
+                return decided;
+            }
         };
         self.count(service, Counter::AuthorizeCalls);
         self.calls.insert(token, Call::Authorize(digest));
-        self.fetches.insert(digest, fetch);
-        self.waiting = self.waiting.saturating_add(1);
+        self.put_fetch(digest, fetch);
         Ok(Action::Pause)
     }
 
-    /// The call could not even be made. Decided at once, for the request whose callback
-    /// is running can be let go on only by its own return.
+    /// What to ask for the first of those who wait. `None`: nothing, for its key is wrong.
+    pub(super) fn question(
+        &self,
+        digest: Digest,
+        fetch: &Fetch,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Option<Asked> {
+        let at_work = self.services.get(fetch.service)?;
+        let identity = at_work.identity_of(digest, fetch, &fetch.waiting.first()?.shows);
+        let applications = &mut shared.applications;
+        applications.question(&shared.data, &identity, now)
+    }
+
+    /// Another worker may have had its answer between the first look and the question:
+    /// what is decided then about the request whose callback is running.
+    fn decide_again(
+        &self,
+        digest: Digest,
+        fetch: &Fetch,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Option<Result<Action, Reply>> {
+        let at_work = self.services.get(fetch.service)?;
+        let verdict = shared.applications.decide(
+            &shared.data,
+            &at_work.identity_of(digest, fetch, &fetch.waiting.first()?.shows),
+            &shared.usage,
+            &at_work.service.metrics,
+            now,
+        );
+        Some(match verdict {
+            Ok(Verdict::Unknown) => return None,
+            Ok(Verdict::Admitted { stale }) => {
+                at_work.admitted(stale);
+                Ok(Action::Continue)
+            }
+            Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
+            Err(_) => Err(at_work.refused(Reply::Contended)),
+        })
+    }
+
+    /// Nobody is asked. Decided at once, for the request whose callback is running can be
+    /// let go on only by its own return.
     fn unasked(
         &mut self,
         fetch: Fetch,
         digest: Digest,
+        shut: Shut,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
+        let deny = self.configuration.authorization.unknown == Unknown::Deny;
+        // Whoever is let in takes a slot: no more of them than could be asked about.
+        let shut = match shut {
+            Shut::BreakerOpen if !deny => self.spend(shared, now).err().unwrap_or(shut),
+            _ => shut,
+        };
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return Err(Reply::Misconfigured);
         };
-        at_work.stats.count(Counter::AuthorizeFailures);
-        at_work.failed("the call could not be made", now);
-        if self.configuration.authorization.unknown == Unknown::Deny {
-            return Err(at_work.refused(Reply::BackendFailed));
-        }
-        let identity = at_work.identity_of(digest, &fetch);
+        let unknown = match shut {
+            Shut::NoCall => {
+                at_work.stats.count(Counter::AuthorizeFailures);
+                at_work.failed("the call could not be made", now);
+                Reply::BackendFailed
+            }
+            Shut::BreakerOpen => {
+                at_work.stats.count(Counter::BreakerOpen);
+                Reply::BackendFailed
+            }
+            Shut::OverBudget => Reply::OverBudget,
+            Shut::Contended => Reply::Contended,
+        };
         let negative_ttl = lifetimes(&self.configuration).negative_ttl;
-        let usage = fetch.waiting.first().map(|waiting| &waiting.usage);
-        let verdict = shared
-            .applications
-            .let_in_unheard(&shared.data, &identity, now, negative_ttl)
-            .and_then(|_| {
-                shared.applications.decide(
-                    &shared.data,
-                    &identity,
-                    usage.unwrap_or(&Usage::new()),
-                    &at_work.service.metrics,
-                    now,
-                )
-            });
+        let Some(waiting) = fetch.waiting.first() else {
+            return Err(at_work.refused(Reply::BackendFailed));
+        };
+        let identity = at_work.identity_of(digest, &fetch, &waiting.shows);
+        let decide = |shared: &mut Shared| {
+            shared.applications.decide_unanswered(
+                &shared.data,
+                &identity,
+                &waiting.usage,
+                &at_work.service.metrics,
+                now,
+            )
+        };
+        let mut verdict = decide(shared);
+        let let_in = verdict == Ok(Verdict::Unknown) && !deny && unknown == Reply::BackendFailed;
+        if let_in {
+            verdict = shared
+                .applications
+                .let_in_unheard(&shared.data, &identity, now, negative_ttl)
+                .and_then(|_| decide(shared));
+        }
         match verdict {
-            Ok(Verdict::Admitted { .. }) => {
-                at_work.stats.count(Counter::AdmittedUnknown);
-                at_work.admitted(false);
+            Ok(Verdict::Admitted { stale }) => {
+                if let_in {
+                    at_work.stats.count(Counter::AdmittedUnknown);
+                }
+                at_work.admitted(stale && !let_in);
                 Ok(Action::Continue)
             }
             Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
-            Ok(Verdict::Unknown) | Err(_) => Err(at_work.refused(Reply::Contended)),
+            Ok(Verdict::Unknown) if let_in => Err(at_work.refused(Reply::Contended)),
+            Ok(Verdict::Unknown) => Err(at_work.refused(unknown)),
+            Err(_) => Err(at_work.refused(Reply::Contended)),
         }
     }
 
     /// Asks about an application. The call's token; `None` if it could not be made.
-    pub(super) fn ask(&self, service: usize, kind: Kind, value: &[u8]) -> Option<u32> {
+    pub(super) fn ask(
+        &self,
+        service: usize,
+        kind: Kind,
+        value: &[u8],
+        asked: &Asked,
+    ) -> Option<u32> {
         let at_work = self.services.get(service)?;
         calls::authorize(
             &self.configuration.service_management,
             &access(&at_work.service),
-            &application(kind, value),
+            at_work.endpoint(),
+            &application(kind, value, asked.app_key.as_deref()),
+            asked.referrer.as_deref(),
         )
     }
+}
+
+/// Takes the credentials out of the current request. Envoy 1.40 forgets the route that it chose
+/// when a filter changes a header, and chooses again without them.
+fn strip(stripped: &Stripped<'_>) -> HostResult<()> {
+    if let Some(target) = &stripped.target {
+        abi::replace_request_header(b":path", target)?;
+    }
+    for header in &stripped.headers {
+        abi::remove_request_header(header.name)?;
+        for value in &header.values {
+            abi::add_request_header(header.name, value)?;
+        }
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! refreshed and swept. Every tick does bounded work, for it holds up its worker.
 
 use super::{Call, Root, access, refresh_ahead, settings, tick_milliseconds};
-use crate::authorization::{Change, Mark, Question, Slot};
+use crate::authorization::{Change, Landing, Mark, Question, Slot};
 use crate::credentials::Identities;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
@@ -31,6 +31,7 @@ impl Root {
         let soon = period.saturating_sub(period / 8);
         self.next_full_tick = now.monotonic.saturating_add(soon);
         self.agree_on_key(shared);
+        self.look_after_waiting(shared, now);
         for index in 0..self.services.len() {
             let Some(at_work) = self.services.get_mut(index) else {
                 break;
@@ -44,8 +45,14 @@ impl Root {
             );
             if leads && !at_work.leads {
                 info!("leading service index {index}: this VM flushes and refreshes");
+                at_work.sums.show(Some(&at_work.flusher.in_flight()));
             }
             at_work.leads = leads;
+            if !leads {
+                at_work
+                    .flusher
+                    .hand_over(&shared.data, &shared.applications);
+            }
             if leads {
                 at_work
                     .refresher
@@ -88,7 +95,7 @@ impl Root {
         );
         at_work.settled(settled, now);
         for slot in at_work.flusher.take_due() {
-            at_work.refresher.add(slot);
+            at_work.refresher.add(slot, now);
         }
         for report in reports {
             self.count(index, Counter::ReportCalls);
@@ -123,33 +130,47 @@ impl Root {
         let questions = at_work
             .refresher
             .next(&shared.data, &mut shared.applications, now);
-        for Question {
-            slot,
-            digest,
-            kind,
-            value,
-        } in questions
-        {
-            self.count(index, Counter::RefreshCalls);
-            match self.ask(index, kind, &value) {
-                Some(token) => {
-                    self.calls.insert(
-                        token,
-                        Call::Refresh {
-                            service: index,
-                            slot,
-                            digest,
-                            kind,
-                            asked: now,
-                        },
-                    );
+        for question in questions {
+            if !self.may_refresh(question.digest, shared, now) {
+                if let Some(at_work) = self.services.get_mut(index) {
+                    at_work.refresher.left_to_another(question.slot);
                 }
-                None => {
-                    self.warn_failed(index, "the call could not be made", now);
-                    let jitter = shared.random();
-                    if let Some(at_work) = self.services.get_mut(index) {
-                        at_work.refresher.failed(slot, now, jitter);
-                    }
+                continue;
+            }
+            self.ask_again(index, question, shared, now);
+        }
+    }
+
+    /// Asks about an application that is known.
+    pub(super) fn ask_again(
+        &mut self,
+        index: usize,
+        question: Question,
+        shared: &mut Shared,
+        now: Moment,
+    ) {
+        let Some(at_work) = self.services.get(index) else {
+            return;
+        };
+        let asked = at_work.asks_again_with(question.app_key.as_deref());
+        self.count(index, Counter::RefreshCalls);
+        match self.ask(index, question.kind, &question.value, &asked) {
+            Some(token) => {
+                self.calls.insert(
+                    token,
+                    Call::Refresh {
+                        service: index,
+                        question,
+                        asked: now,
+                    },
+                );
+            }
+            None => {
+                self.land(question.digest, Landing::Failed, shared);
+                self.warn_failed(index, "the call could not be made", now);
+                let jitter = shared.random();
+                if let Some(at_work) = self.services.get_mut(index) {
+                    at_work.refresher.failed(question.slot, now, jitter);
                 }
             }
         }
@@ -178,7 +199,7 @@ impl Root {
                         .iter_mut()
                         .find(|at_work| at_work.leads && at_work.scope == record.scope)?;
                     if record.wants_refresh(now, ahead) {
-                        at_work.refresher.add(slot);
+                        at_work.refresher.add(slot, now);
                     }
                     Some(Change::Keep(
                         wants_flush(record, now).then_some(at_work.scope),

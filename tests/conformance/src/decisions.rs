@@ -95,8 +95,7 @@ pub struct Replayed {
     pub calls: usize,
     /// Calls put to the filter as requests.
     pub requests: usize,
-    /// Of these, how many were by `app_id`. The filter takes none yet: what stands for it
-    /// is said in [`crate::gateway`].
+    /// Of these, how many were by `app_id`.
     pub by_app_id: usize,
     /// How many it decided as the backend did.
     pub as_recorded: usize,
@@ -203,7 +202,7 @@ impl Replay<'_> {
         if call.op == Operation::Authorize || (admitted && call.status != 200) {
             self.gateway.restore(before);
         } else if admitted {
-            self.gateway.went_on(&call.service, consumer, call.at)?;
+            self.gateway.went_on(&call.service, call.at)?;
         } else if call.status == 200 {
             self.foreign(consumer, call)?;
         }
@@ -460,7 +459,7 @@ fn known_of_report(report: &UsageReport) -> Result<Known> {
     })
 }
 
-fn unix_seconds(time: &str) -> Result<u64> {
+pub(crate) fn unix_seconds(time: &str) -> Result<u64> {
     const FORMAT: &[BorrowedFormatItem<'_>] = format_description!(
         "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]"
     );

@@ -4,31 +4,24 @@
 //!
 //! Apart from the comparison because it does what `tollgate::host` does, without Envoy:
 //! what is tested with it is everything outside of `host`.
-//!
-//! What the filter cannot do yet is done here: it knows applications by `user_key` only.
-//! So a pair of `app_id` and `app_key` stands where a `user_key` would, as one text, and
-//! is translated where it leaves for the backend. Several keys of one application then
-//! have several records, each of which sees the others' usage as somebody else's; so that
-//! they are as exact as one, such usage is reported at once and the other records are
-//! refreshed before the next request.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use service_management::{Backend, Request, Response};
 use tollgate::authorization::{
-    Accuracy, Applications, Change, Identity, Learned, Lifetimes, Limit, Refresher, Refusal, Slot,
-    Verdict,
+    Accuracy, Applications, Asked, Change, Identity, KeyRule, Learned, Lifetimes, Limit, Question,
+    Referrer, Refresher, Refusal, Shown, Slot, Verdict, application,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Credential, Identities, Kind, Scope};
 use tollgate::mapping::{Metrics, Usage};
 use tollgate::moment::Moment;
 use tollgate::service_management::{
-    Application, AuthorizeAnswer, Denial, Identification, REJECTION_REASON_HEADER,
-    REPORT_CONTENT_TYPE, REPORT_PATH, Reply, ReportAnswer, ReportBody, ServiceAccess,
-    authorize_answer, authorize_target, report_answer,
+    Authorization, AuthorizeAnswer, Denial, Endpoint, Identification, REJECTION_REASON_HEADER,
+    REPORT_CONTENT_TYPE, REPORT_PATH, Reply, ReportAnswer, ReportBody, Right, ServiceAccess,
+    authorize_answer, authorize_target, listed_keys, report_answer,
 };
 use tollgate::usage::{Flusher, Settings, Terms, push};
 
@@ -43,6 +36,8 @@ const LIFETIMES: Lifetimes = Lifetimes {
     stale_if_error: 600_000,
     accuracy: Accuracy::Exact,
 };
+/// Questions for one request at most.
+const MOST_QUESTIONS: usize = 4;
 const INTERVAL: u64 = 10_000;
 const SETTINGS: Settings = Settings {
     interval: INTERVAL,
@@ -73,10 +68,10 @@ struct Service {
     metrics: Metrics,
     scope: u64,
     identities: Identities,
+    rule: KeyRule,
+    endpoint: Endpoint,
     flusher: Flusher,
     refresher: Refresher,
-    /// Everybody who was asked about.
-    seen: BTreeSet<Consumer>,
 }
 
 /// Who makes a request.
@@ -178,18 +173,7 @@ impl Gateway {
 
     fn tick(&mut self, at: Moment) -> Result<()> {
         for service in self.services.values_mut() {
-            let interval = match service.identification {
-                Identification::UserKey => INTERVAL,
-                // Always, so that what must be reported at once need not wait for a round.
-                Identification::AppId => 0,
-            };
-            service.flush(
-                &self.data,
-                &mut self.applications,
-                &mut self.backend,
-                interval,
-                at,
-            )?;
+            service.flush(&self.data, &mut self.applications, &mut self.backend, at)?;
             service.refresh(&self.data, &mut self.applications, &mut self.backend, at)?;
         }
         Ok(())
@@ -210,76 +194,86 @@ impl Gateway {
     ) -> Result<Decision> {
         let now = self.moment(now);
         let service = self.services.get_mut(service).context("no such service")?;
-        service.seen.insert(consumer.clone());
-        let text = consumer.text();
-        let identity = service.identity(&text)?;
+        let credential = consumer.credential()?;
+        let identity = service.identity(&credential);
         let metrics = &service.metrics;
-        let decide = |applications: &mut Applications| {
-            applications.decide(&self.data, &identity, usage, metrics, now)
-        };
-        let verdict = match decide(&mut self.applications)? {
-            Verdict::Unknown => match service.ask(&mut self.backend, consumer, now)? {
+        for _ in 0..MOST_QUESTIONS {
+            let verdict = self
+                .applications
+                .decide(&self.data, &identity, usage, metrics, now)?;
+            match verdict {
+                Verdict::Admitted { .. } => return Ok(Decision::Admitted),
+                Verdict::Refused(refusal) => return Ok(Decision::Refused(refusal)),
+                Verdict::Unknown => {}
+            }
+            let question = self.applications.question(&self.data, &identity, now);
+            let Some(asked) = question else {
+                let denial = Denial::ApplicationKeyInvalid;
+                return Ok(Decision::Refused(Refusal::Denied(denial)));
+            };
+            let kind = identity.kind;
+            let answer = service.ask(&mut self.backend, kind, identity.value, &asked, now)?;
+            let identity = Identity {
+                shown: asked.shown(service.rule, false),
+                tells: false,
+                ..identity
+            };
+            let authorization = match answer.to_known(service)? {
                 Err(denial) => {
                     self.applications
                         .learn_denial(&self.data, &identity, denial, now, &LIFETIMES)?;
-                    Verdict::Refused(Refusal::Denied(denial))
-                }
-                Ok(authorization) => {
-                    let learned = self.applications.learn(
-                        &self.data,
-                        &identity,
-                        &authorization,
-                        metrics,
-                        now,
-                        &LIFETIMES,
-                    )?;
-                    match learned {
-                        Learned::Remembered => decide(&mut self.applications)?,
-                        Learned::TooManyMetrics => Verdict::Refused(Refusal::TooManyMetrics),
-                        Learned::Uncached(mut record) => match record.admit(usage, metrics, now) {
-                            Err(refusal) => Verdict::Refused(refusal),
-                            Ok(()) => {
-                                let sent = record.dispatch(1, 0, usize::MAX, metrics);
-                                let mut body = ReportBody::new(&service.access());
-                                push(&mut body, record.kind, &record.identity, &sent)
-                                    .expect("the recordings' metrics can be reported");
-                                self.uncached =
-                                    (body.transactions() > 0).then(|| body.into_bytes());
-                                Verdict::Admitted { stale: false }
-                            }
-                        },
+                    if denial.is_of_the_application() {
+                        return Ok(Decision::Refused(Refusal::Denied(denial)));
                     }
+                    continue;
                 }
-            },
-            verdict => verdict,
-        };
-        match verdict {
-            Verdict::Admitted { .. } => Ok(Decision::Admitted),
-            Verdict::Refused(refusal) => Ok(Decision::Refused(refusal)),
-            Verdict::Unknown => anyhow::bail!("the record went while it was decided on"),
+                Ok(authorization) => authorization,
+            };
+            let learned = self.applications.learn(
+                &self.data,
+                &identity,
+                &authorization,
+                metrics,
+                now,
+                &LIFETIMES,
+            )?;
+            match learned {
+                Learned::Remembered => {}
+                Learned::TooManyMetrics => {
+                    return Ok(Decision::Refused(Refusal::TooManyMetrics));
+                }
+                Learned::Uncached(mut record) => match record.admit(usage, metrics, now) {
+                    Err(refusal) => return Ok(Decision::Refused(refusal)),
+                    Ok(()) => {
+                        let sent = record.dispatch(1, 0, usize::MAX, metrics);
+                        let mut body = ReportBody::new(&service.access());
+                        push(&mut body, record.kind, &record.identity, &sent)
+                            .expect("the recordings' metrics can be reported");
+                        self.uncached = (body.transactions() > 0).then(|| body.into_bytes());
+                        return Ok(Decision::Admitted);
+                    }
+                },
+            }
         }
+        anyhow::bail!("the record went while it was decided on")
     }
 
     /// After a request was admitted: it is over. If it has no record, its usage is reported
-    /// now; and where other keys of the same application have records, these learn of it.
+    /// now.
     ///
     /// # Errors
     /// As [`Gateway::advance`].
-    pub fn went_on(&mut self, service: &str, consumer: &Consumer, now: u64) -> Result<()> {
+    pub fn went_on(&mut self, service: &str, now: u64) -> Result<()> {
         let at = self.moment(now);
         let admitted = self.services.get_mut(service).context("no such service")?;
         if let Some(body) = self.uncached.take() {
             admitted.report(&mut self.backend, &body, at)?;
         }
-        if matches!(consumer, Consumer::UserKey(_)) {
-            return Ok(());
-        }
-        admitted.flush(&self.data, &mut self.applications, &mut self.backend, 0, at)?;
-        self.refresh(service, consumer, now)
+        Ok(())
     }
 
     /// Somebody else has reported usage of an application: by the call `report`, which is
-    /// made on the backend. The records of that application are then refreshed.
+    /// made on the backend. The record of that application is then refreshed.
     ///
     /// # Errors
     /// As [`Gateway::advance`].
@@ -297,20 +291,11 @@ impl Gateway {
     fn refresh(&mut self, service: &str, consumer: &Consumer, now: u64) -> Result<()> {
         let at = self.moment(now);
         let service = self.services.get_mut(service).context("no such service")?;
-        let seen: Vec<_> = service.seen.iter().map(Consumer::clone).collect();
-        for other in seen
-            .iter()
-            .filter(|other| other.is_same_application(consumer))
-        {
-            let text = other.text();
-            let digest = service.identity(&text)?.digest;
-            let slot =
-                self.applications
-                    .table()
-                    .change(&self.data, digest, |_| Change::Keep(()))?;
-            if let Some((slot, ())) = slot {
-                service.refresher.add(slot);
-            }
+        let digest = service.identity(&consumer.credential()?).digest;
+        let table = self.applications.table();
+        let slot = table.change(&self.data, digest, |_| Change::Keep(()))?;
+        if let Some((slot, ())) = slot {
+            service.refresher.add(slot, at);
         }
         service.refresh(&self.data, &mut self.applications, &mut self.backend, at)
     }
@@ -328,8 +313,7 @@ impl Gateway {
     ) -> Result<Option<Vec<(String, Limit)>>> {
         let now = self.moment(now);
         let service = self.services.get_mut(service).context("no such service")?;
-        let text = consumer.text();
-        let digest = service.identity(&text)?.digest;
+        let digest = service.identity(&consumer.credential()?).digest;
         let found = self
             .applications
             .table()
@@ -373,6 +357,7 @@ impl Service {
             service: data.id.clone(),
         };
         let number = scope.number();
+        let oauth = data.backend_version == "oauth";
         let metrics = data.metrics.iter();
         let metrics = metrics.map(|metric| (metric.name.clone(), metric.parent.clone()));
         Ok(Self {
@@ -387,53 +372,62 @@ impl Service {
             identities: Identities::new(&KEY, &scope),
             flusher: Flusher::new(number, number),
             refresher: Refresher::new(number),
-            seen: BTreeSet::new(),
+            rule: if oauth {
+                KeyRule::IfShown
+            } else {
+                KeyRule::IfAny
+            },
+            endpoint: if oauth {
+                Endpoint::OauthAuthorize
+            } else {
+                Endpoint::Authorize
+            },
         })
     }
 
     fn access(&self) -> ServiceAccess<'_> {
         ServiceAccess {
             id: &self.id,
-            token: &self.token,
+            right: Right::ServiceToken(&self.token),
         }
     }
 
-    fn identity<'a>(&self, text: &'a str) -> Result<Identity<'a>> {
-        let credential = Credential::new(Kind::UserKey, Cow::Borrowed(text.as_bytes()))
-            .context("the filter takes no such credential")?;
-        Ok(Identity {
-            digest: self.identities.digest(&credential),
+    fn identity<'a>(&self, credential: &'a Credential<'_>) -> Identity<'a> {
+        Identity {
+            digest: self.identities.digest(credential),
             scope: self.scope,
-            kind: Kind::UserKey,
-            value: text.as_bytes(),
-        })
+            kind: credential.kind(),
+            value: credential.expose().as_bytes(),
+            shown: Shown {
+                rule: self.rule,
+                app_key: credential.app_key(),
+                referrer: Referrer::Ignored,
+            },
+            tells: false,
+        }
     }
 
-    /// Reports what waits, `interval` after it was last done; with 0 until nothing waits.
+    /// Reports what waits, when it is time to.
     fn flush(
         &mut self,
         data: &Memory,
         applications: &mut Applications,
         backend: &mut Backend,
-        interval: u64,
         now: Moment,
     ) -> Result<()> {
         loop {
             let access = ServiceAccess {
                 id: &self.id,
-                token: &self.token,
+                right: Right::ServiceToken(&self.token),
             };
             let terms = Terms {
                 metrics: &self.metrics,
-                settings: Settings {
-                    interval,
-                    ..SETTINGS
-                },
+                settings: SETTINGS,
                 now,
             };
             let (reports, _) = self.flusher.next(data, applications, &access, &terms);
             for slot in self.flusher.take_due() {
-                self.refresher.add(slot);
+                self.refresher.add(slot, now);
             }
             if reports.is_empty() {
                 return Ok(());
@@ -465,64 +459,82 @@ impl Service {
                 return Ok(());
             }
             for question in questions {
-                let text = String::from_utf8(question.value)?;
-                let consumer = Consumer::of_text(self.identification, &text);
-                let answer = self.ask(backend, &consumer, now)?;
-                applications.refresh(
-                    data,
-                    (question.slot, question.digest),
-                    answer.as_ref().map_err(|denial| *denial),
-                    &self.metrics,
-                    now,
-                    &LIFETIMES,
-                )?;
-                self.refresher.answered(question.slot);
+                self.ask_again(data, applications, backend, question, now)?;
             }
         }
+    }
+
+    fn ask_again(
+        &mut self,
+        data: &Memory,
+        applications: &mut Applications,
+        backend: &mut Backend,
+        question: Question,
+        now: Moment,
+    ) -> Result<()> {
+        let mut next = Some(question);
+        while let Some(question) = next.take() {
+            let asked = Asked {
+                app_key: question.app_key.clone(),
+                referrer: None,
+            };
+            let answer = self.ask(backend, question.kind, &question.value, &asked, now)?;
+            let (slot, digest) = (question.slot, question.digest);
+            let known = answer.to_known(self)?;
+            if known == Err(Denial::ApplicationKeyInvalid) {
+                let listed = match question.app_key {
+                    Some(_) => None,
+                    None => listed_keys(&reply(&answer.0)),
+                };
+                next = question.after_wrong_key(listed);
+                if next.is_none() {
+                    applications.expire(data, (slot, digest), now)?;
+                    self.refresher.answered(slot);
+                }
+                continue;
+            }
+            applications.refresh(
+                data,
+                (slot, digest, &asked.shown(self.rule, false)),
+                known.as_ref().map_err(|denial| *denial),
+                &self.metrics,
+                now,
+                &LIFETIMES,
+            )?;
+            self.refresher.answered(slot);
+        }
+        Ok(())
     }
 
     /// Asks what an application may do; as the filter does, without any usage.
     fn ask(
         &self,
         backend: &mut Backend,
-        consumer: &Consumer,
+        kind: Kind,
+        value: &[u8],
+        asked: &Asked,
         now: Moment,
-    ) -> Result<Result<tollgate::service_management::Authorization, Denial>> {
-        let application = consumer.application();
-        let asked = application.identification();
-        let target = authorize_target(&self.access(), &application);
+    ) -> Result<Answer> {
+        let application = application(kind, value, asked.app_key.as_deref());
+        let target = authorize_target(&self.access(), self.endpoint, &application, None);
         let (path, query) = target.split_once('?').context("a question has a query")?;
         let request = Request {
             method: "GET",
             path,
             query: query.as_bytes(),
-            options: Some(asked.options().as_bytes()),
+            options: Some(application.identification().options().as_bytes()),
             ..Request::default()
         };
-        let response = backend.handle(&request, now.wall);
-        match authorize_answer(&reply(&response), asked) {
-            AuthorizeAnswer::Known(authorization) => Ok(Ok(authorization)),
-            AuthorizeAnswer::Denied(denial) => Ok(Err(denial)),
-            AuthorizeAnswer::Misconfigured(what) => {
-                anyhow::bail!("service {}: misconfigured: {}", self.id, what.as_str())
-            }
-            AuthorizeAnswer::Failed(failure) => {
-                anyhow::bail!("service {}: no answer: {failure}", self.id)
-            }
-        }
+        Ok(Answer(backend.handle(&request, now.wall)))
     }
 
     /// Sends a report.
     fn report(&self, backend: &mut Backend, body: &[u8], now: Moment) -> Result<ReportAnswer> {
-        let body = match self.identification {
-            Identification::UserKey => Cow::Borrowed(body),
-            Identification::AppId => Cow::Owned(with_app_ids(body)),
-        };
         let request = Request {
             method: "POST",
             path: REPORT_PATH,
             content_type: Some(REPORT_CONTENT_TYPE),
-            body: &body,
+            body,
             ..Request::default()
         };
         let answer = report_answer(&reply(&backend.handle(&request, now.wall)));
@@ -545,22 +557,22 @@ fn reply(response: &Response) -> Reply<'_> {
     }
 }
 
-/// A report in which `user_key`s that stand for pairs are replaced by their `app_id`s.
-fn with_app_ids(body: &[u8]) -> Vec<u8> {
-    let mut form = form_urlencoded::Serializer::new(String::new());
-    for (name, value) in form_urlencoded::parse(body) {
-        match name.strip_suffix("[user_key]") {
-            Some(transaction) => {
-                if let Consumer::AppId(id, _) = Consumer::of_text(Identification::AppId, &value) {
-                    form.append_pair(&format!("{transaction}[app_id]"), &id);
-                }
+/// The answer to a question.
+struct Answer(Response);
+
+impl Answer {
+    fn to_known(&self, asked: &Service) -> Result<Result<Authorization, Denial>> {
+        match authorize_answer(&reply(&self.0), asked.identification) {
+            AuthorizeAnswer::Known(authorization) => Ok(Ok(authorization)),
+            AuthorizeAnswer::Denied(denial) => Ok(Err(denial)),
+            AuthorizeAnswer::Misconfigured(what) => {
+                anyhow::bail!("service {}: misconfigured: {}", asked.id, what.as_str())
             }
-            None => {
-                form.append_pair(&name, &value);
+            AuthorizeAnswer::Failed(failure) => {
+                anyhow::bail!("service {}: no answer: {failure}", asked.id)
             }
         }
     }
-    form.finish().into_bytes()
 }
 
 impl Consumer {
@@ -574,91 +586,20 @@ impl Consumer {
         }
     }
 
-    /// Whether both are the same application, as far as the credentials tell.
-    fn is_same_application(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::UserKey(one), Self::UserKey(other)) => one == other,
-            (Self::AppId(one, _), Self::AppId(other, _)) => one == other,
-            _ => false,
-        }
-    }
-
-    /// What stands in a record: a `user_key` as it is, a pair as a form.
-    fn text(&self) -> String {
-        match self {
-            Self::UserKey(key) => key.clone(),
+    fn credential(&self) -> Result<Credential<'_>> {
+        let bytes = |text: &'_ str| Cow::Owned(text.as_bytes().to_vec());
+        let credential = match self {
+            Self::UserKey(key) => Credential::new(Kind::UserKey, bytes(key)),
             Self::AppId(id, key) => {
-                let mut form = form_urlencoded::Serializer::new(String::new());
-                form.append_pair("app_id", id);
-                if let Some(key) = key {
-                    form.append_pair("app_key", key);
+                let credential = Credential::new(Kind::AppId, bytes(id));
+                match key {
+                    Some(key) => {
+                        credential.and_then(|credential| credential.with_app_key(bytes(key)))
+                    }
+                    None => credential,
                 }
-                form.finish()
             }
-        }
-    }
-
-    fn of_text(identification: Identification, text: &str) -> Self {
-        match identification {
-            Identification::UserKey => Self::UserKey(text.to_owned()),
-            Identification::AppId => {
-                let mut values = form_urlencoded::parse(text.as_bytes());
-                let mut next = || values.next().map(|(_, value)| value.into_owned());
-                Self::AppId(next().unwrap_or_default(), next())
-            }
-        }
-    }
-
-    fn application(&self) -> Application<'_> {
-        match self {
-            Self::UserKey(key) => Application::UserKey(key.as_bytes()),
-            Self::AppId(id, key) => Application::AppId {
-                id: id.as_bytes(),
-                key: key.as_ref().map(String::as_bytes),
-            },
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pair_reads_as_it_was_written_and_no_key_is_not_an_empty_one() {
-        for key in [None, Some(""), Some("k&app_id=b")] {
-            let pair = Consumer::of(None, Some("a=&"), key).unwrap();
-            assert_eq!(Consumer::of_text(Identification::AppId, &pair.text()), pair);
-        }
-    }
-
-    #[test]
-    fn a_report_of_pairs_names_their_ids_and_never_a_key() {
-        let pair = Consumer::AppId("a 1".to_owned(), Some("secret".to_owned()));
-        let text = pair.text();
-        let mut body = ReportBody::new(&ServiceAccess {
-            id: "1",
-            token: "t",
-        });
-        let usage = [("hits", 3)];
-        body.try_push(&tollgate::service_management::Transaction {
-            application: Application::UserKey(text.as_bytes()),
-            at: 7,
-            usage: &usage,
-        })
-        .unwrap();
-        let sent = with_app_ids(&body.into_bytes());
-        let sent: Vec<_> = form_urlencoded::parse(&sent).into_owned().collect();
-        let names = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(
-            sent,
-            [
-                names("service_token", "t"),
-                names("service_id", "1"),
-                names("transactions[0][app_id]", "a 1"),
-                names("transactions[0][timestamp]", "7"),
-                names("transactions[0][usage][hits]", "3"),
-            ]
-        );
+        };
+        credential.context("the filter takes no such credential")
     }
 }

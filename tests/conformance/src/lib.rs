@@ -11,9 +11,17 @@
 //!   gateway without Envoy ([`gateway`]).
 //! - [`mapping_cases`]: mapping rules, requests, and whether they match.
 
+pub mod captures;
+pub mod cases;
+pub mod comparison;
+pub mod data;
 pub mod decisions;
+pub mod document;
 pub mod gateway;
+pub mod load;
 pub mod mapping_cases;
 pub mod memory;
 pub mod recording;
+pub mod replay;
+pub mod server;
 pub mod stand_in;

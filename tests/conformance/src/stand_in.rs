@@ -6,10 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use form_urlencoded::Serializer;
-use quick_xml::events::{BytesStart, Event};
-use quick_xml::{Reader, XmlVersion};
 use service_management::{Backend, Request, Response};
 
+use crate::document::Document;
 use crate::recording::{Call, Operation, UsageReport};
 
 /// What the recorded calls asked for.
@@ -169,81 +168,6 @@ fn sorted(hierarchy: &BTreeMap<String, Vec<String>>) -> BTreeMap<&str, BTreeSet<
             (metric.as_str(), children)
         })
         .collect()
-}
-
-/// What is compared of a body: a `<status>`, an `<error>`, or nothing.
-#[derive(Debug, Default)]
-struct Document {
-    error: Option<String>,
-    reports: Vec<UsageReport>,
-    hierarchy: BTreeMap<String, Vec<String>>,
-}
-
-impl Document {
-    fn read(body: &str) -> Result<Self, quick_xml::Error> {
-        let mut document = Self::default();
-        let mut reader = Reader::from_str(body);
-        reader.config_mut().expand_empty_elements = true;
-        let mut text = String::new();
-        loop {
-            match reader.read_event()? {
-                Event::Start(element) => {
-                    text.clear();
-                    document.open(&element)?;
-                }
-                Event::Text(more) => text.push_str(&more.into_inner()),
-                Event::End(element) => document.close(element.name().into_inner(), &text),
-                Event::Eof => return Ok(document),
-                _ => {}
-            }
-        }
-    }
-
-    fn open(&mut self, element: &BytesStart<'_>) -> Result<(), quick_xml::Error> {
-        let attribute = |name| -> Result<Option<String>, quick_xml::Error> {
-            element
-                .try_get_attribute(name)?
-                .map(|attribute| {
-                    attribute
-                        .normalized_value(XmlVersion::Implicit1_0)
-                        .map(|value| value.into_owned())
-                })
-                .transpose()
-        };
-        match element.name().into_inner() {
-            "error" => self.error = attribute("code")?,
-            "usage_report" => self.reports.push(UsageReport {
-                metric: attribute("metric")?.unwrap_or_default(),
-                period: attribute("period")?.unwrap_or_default(),
-                start: None,
-                end: None,
-                max: 0,
-                current: 0,
-                exceeded: attribute("exceeded")?.as_deref() == Some("true"),
-            }),
-            "metric" => {
-                let children = attribute("children")?.unwrap_or_default();
-                let children = children.split_whitespace().map(str::to_owned);
-                let metric = attribute("name")?.unwrap_or_default();
-                self.hierarchy.insert(metric, children.collect());
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn close(&mut self, element: &str, text: &str) {
-        let Some(report) = self.reports.last_mut() else {
-            return;
-        };
-        match element {
-            "period_start" => report.start = Some(text.to_owned()),
-            "period_end" => report.end = Some(text.to_owned()),
-            "max_value" => report.max = text.parse().unwrap_or(u64::MAX),
-            "current_value" => report.current = text.parse().unwrap_or(u64::MAX),
-            _ => {}
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 
 mod gateway;
 mod load;
+mod recorder;
 
 pub use gateway::{Gateway, PATIENCE, SERVICE, Setup, wall_milliseconds};
 pub use load::{Load, Sample, percentile};
+pub use recorder::{Recorder, Seen};

@@ -101,6 +101,22 @@ fn envoy_accepts_what_the_istio_example_merges_into_its_connection_manager() -> 
 
 #[test]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
+fn envoy_accepts_the_rate_limit_headers_in_its_route_configuration() -> Result<()> {
+    let fields = document("envoy/rate-limit-headers.yaml")?;
+    let mut bootstrap = document("envoy/tollgate.yaml")?;
+    let routes =
+        "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config";
+    bootstrap
+        .pointer_mut(routes)
+        .and_then(Value::as_object_mut)
+        .context("no routes")?
+        .extend(fields.as_object().context("no fields")?.clone());
+    assert_eq!(validate(bootstrap)?, Ok(()));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
 fn envoy_refuses_a_field_or_a_plugin_configuration_that_is_wrong() -> Result<()> {
     let listener = "/static_resources/listeners/0";
     let mut unknown_field = document("envoy/tollgate.yaml")?;

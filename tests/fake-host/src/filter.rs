@@ -10,6 +10,7 @@ unsafe extern "C" {
     fn proxy_on_context_create(context: u32, root: u32);
     fn proxy_on_configure(root: u32, size: usize) -> u32;
     fn proxy_on_tick(root: u32);
+    fn proxy_on_queue_ready(root: u32, queue: u32);
     fn proxy_on_http_call_response(
         root: u32,
         token: u32,
@@ -18,6 +19,8 @@ unsafe extern "C" {
         trailers: usize,
     );
     fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: u32) -> u32;
+    fn proxy_on_request_body(context: u32, size: usize, end_of_stream: u32) -> u32;
+    fn proxy_on_request_trailers(context: u32, trailers: usize) -> u32;
 }
 
 /// Tollgate. What it does not export stays `None`; a test of the module's export list
@@ -32,9 +35,11 @@ pub(crate) fn tollgate() -> Guest {
         on_context_create: Some(proxy_on_context_create),
         on_configure: Some(proxy_on_configure),
         on_tick: Some(proxy_on_tick),
-        on_queue_ready: None,
+        on_queue_ready: Some(proxy_on_queue_ready),
         on_http_call_response: Some(proxy_on_http_call_response),
         on_request_headers: Some(proxy_on_request_headers),
+        on_request_body: Some(proxy_on_request_body),
+        on_request_trailers: Some(proxy_on_request_trailers),
         on_done: None,
         on_log: None,
         on_delete: None,

@@ -21,6 +21,9 @@ pub struct Guest {
     >,
     pub on_request_headers:
         Option<unsafe extern "C" fn(context: u32, headers: usize, end_of_stream: u32) -> u32>,
+    pub on_request_body:
+        Option<unsafe extern "C" fn(context: u32, size: usize, end_of_stream: u32) -> u32>,
+    pub on_request_trailers: Option<unsafe extern "C" fn(context: u32, trailers: usize) -> u32>,
     pub on_done: Option<unsafe extern "C" fn(context: u32) -> u32>,
     pub on_log: Option<unsafe extern "C" fn(context: u32)>,
     pub on_delete: Option<unsafe extern "C" fn(context: u32)>,

@@ -271,7 +271,7 @@ pub extern "C" fn proxy_set_tick_period_milliseconds(period: u32) -> u32 {
     })
 }
 
-/// VM configuration (always empty), plugin configuration, or the body of the answer that is
+/// The request's body, VM configuration (always empty), plugin configuration, or the body of the answer that is
 /// being delivered. A buffer that is empty leaves the results alone, as in Envoy.
 ///
 /// # Safety
@@ -289,12 +289,17 @@ pub unsafe extern "C" fn proxy_get_buffer_bytes(
             let state = vm.state();
             let root = state.roots.get(&state.effective());
             match buffer {
+                0 => state
+                    .streams
+                    .get(&state.effective())
+                    .filter(|stream| stream.body_readable)
+                    .map(|stream| stream.body.clone()),
                 4 => state.delivering.as_ref().map(|(_, body)| body.clone()),
                 6 => Some(Vec::new()),
                 7 => root
                     .filter(|root| root.configuring)
                     .map(|root| root.configuration.clone()),
-                0..=8 => None,
+                1..=8 => None,
                 _ => return Err(Status::BadArgument),
             }
         }
@@ -708,7 +713,7 @@ pub unsafe extern "C" fn proxy_send_local_response(
     body_size: usize,
     headers: *const u8,
     headers_size: usize,
-    _grpc_status: i32,
+    grpc_status: i32,
 ) -> u32 {
     host("proxy_send_local_response", |vm| {
         // SAFETY: the guest's own strings.
@@ -725,6 +730,7 @@ pub unsafe extern "C" fn proxy_send_local_response(
             headers: readable(&wire::decode(headers)),
             body: body.to_vec(),
             details: String::from_utf8_lossy(details).into_owned(),
+            grpc_status: Some(grpc_status).filter(|status| *status >= 0),
         };
         defer(vm, Action::Reply(reply));
         Ok(())

@@ -60,6 +60,7 @@ pub(crate) struct Process {
     vms: AtomicU64,
     workers: AtomicUsize,
     clusters: Mutex<BTreeSet<String>>,
+    shows_bodies: AtomicBool,
     log_level: Mutex<LogLevel>,
     logs: Mutex<Vec<LogLine>>,
     misuses: Mutex<Vec<String>>,
@@ -82,6 +83,10 @@ impl Process {
 
     pub(crate) fn has_cluster(&self, name: &str) -> bool {
         lock(&self.clusters).contains(name)
+    }
+
+    pub(crate) fn shows_bodies(&self) -> bool {
+        self.shows_bodies.load(Ordering::SeqCst)
     }
 
     pub(crate) fn log_level(&self) -> LogLevel {
@@ -189,6 +194,7 @@ impl FakeEnvoy {
             vms: AtomicU64::new(1),
             workers: AtomicUsize::new(0),
             clusters: Mutex::default(),
+            shows_bodies: AtomicBool::new(false),
             log_level: Mutex::new(LogLevel::Trace),
             logs: Mutex::default(),
             misuses: Mutex::default(),
@@ -324,6 +330,20 @@ impl FakeEnvoy {
     /// twice, acting on the root context, a call without a timeout and the like.
     pub fn misuses(&self) -> Vec<String> {
         lock(&self.0.misuses).clone()
+    }
+
+    /// What `allow_on_headers_stop_iteration: true` does in the plugin's configuration:
+    /// `StopIteration`, the number 1, no longer keeps the body from the filter.
+    pub fn show_bodies(&self) {
+        self.0.shows_bodies.store(true, Ordering::SeqCst);
+    }
+
+    /// Puts a message into every shared queue, as another plugin of the process could.
+    pub fn post(&self, message: &[u8]) {
+        let mut token = 1;
+        while self.0.queues.enqueue(token, message).is_ok() {
+            token += 1;
+        }
     }
 
     /// How many messages wait in shared queues.

@@ -59,6 +59,12 @@ pub(crate) struct Stream {
     pub(crate) headers_readable: bool,
     pub(crate) properties: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) filter_state: BTreeMap<String, Vec<u8>>,
+    /// Whether a body is still to come to the filter: the headers were stopped by
+    /// `StopIteration` alone.
+    pub(crate) body_comes: bool,
+    /// What has come of the body; it can be read while a callback about it runs.
+    pub(crate) body: Vec<u8>,
+    pub(crate) body_readable: bool,
     pub(crate) decided: Option<Action>,
 }
 
@@ -81,6 +87,8 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// The response-code detail for the access log.
     pub details: String,
+    /// The gRPC status, if the filter gave one. Envoy heeds it for gRPC requests only.
+    pub grpc_status: Option<i32>,
 }
 
 impl Reply {

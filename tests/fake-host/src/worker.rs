@@ -195,7 +195,19 @@ impl Worker {
             host: "api.example.com".to_owned(),
             headers: Vec::new(),
             properties: BTreeMap::new(),
+            with_body: false,
         }
+    }
+
+    /// More of a paused request's body arrives, or the end of it. See [`Request::with_body`].
+    pub fn body(&self, stream: StreamId, bytes: impl AsRef<[u8]>, end_of_stream: bool) -> Outcome {
+        let bytes = bytes.as_ref().to_vec();
+        self.on_vm(move |vm| body(vm, stream.0, &bytes, end_of_stream))
+    }
+
+    /// Trailers end a paused request, behind its body.
+    pub fn trailers(&self, stream: StreamId) -> Outcome {
+        self.on_vm(move |vm| trailers(vm, stream.0))
     }
 
     /// What became of a request that was paused. Notifications that wait for this worker are
@@ -357,9 +369,16 @@ pub struct Request<'a> {
     host: String,
     headers: Pairs,
     properties: BTreeMap<Vec<u8>, Vec<u8>>,
+    with_body: bool,
 }
 
 impl Request<'_> {
+    /// Announces a body. If the request is paused, [`Worker::body`] brings it.
+    pub fn with_body(mut self) -> Self {
+        self.with_body = true;
+        self
+    }
+
     /// Sets method GET and the path, with the query.
     pub fn get(self, path: impl AsRef<[u8]>) -> Self {
         self.method("GET", path)
@@ -422,7 +441,9 @@ impl Request<'_> {
         default("request.host", self.host.as_bytes());
         default("request.scheme", b"http");
         default("request.protocol", b"HTTP/1.1");
-        self.worker.on_vm(move |vm| send(vm, headers, properties))
+        let with_body = self.with_body;
+        self.worker
+            .on_vm(move |vm| send(vm, headers, properties, with_body))
     }
 }
 
@@ -478,7 +499,12 @@ fn configure(vm: &Vm, configuration: Vec<u8>) -> bool {
     accepted
 }
 
-fn send(vm: &Vm, headers: Pairs, properties: BTreeMap<Vec<u8>, Vec<u8>>) -> Outcome {
+fn send(
+    vm: &Vm,
+    headers: Pairs,
+    properties: BTreeMap<Vec<u8>, Vec<u8>>,
+    with_body: bool,
+) -> Outcome {
     let guest = vm.process.guest;
     let count = headers.len();
     let (root, stream) = {
@@ -500,22 +526,85 @@ fn send(vm: &Vm, headers: Pairs, properties: BTreeMap<Vec<u8>, Vec<u8>>) -> Outc
     if let Some(on_context_create) = guest.on_context_create {
         call(vm, stream, || unsafe { on_context_create(stream, root) });
     }
-    let continued = match guest.on_request_headers {
-        Some(on_request_headers) => {
-            let (action, stopped) = call(vm, stream, || unsafe {
-                on_request_headers(stream, count, 1)
-            });
-            action == 0 && !stopped
-        }
-        None => true,
+    let end_of_stream = u32::from(!with_body);
+    let (status, stopped) = match guest.on_request_headers {
+        Some(on_request_headers) => call(vm, stream, || unsafe {
+            on_request_headers(stream, count, end_of_stream)
+        }),
+        None => (0, false),
     };
-    if let Some(stream) = vm.state().streams.get_mut(&stream)
-        && continued
-    {
+    if status == 0 && !stopped {
+        go_on(vm, stream);
+    }
+    let body_comes = status == 1 && vm.process.shows_bodies();
+    if let Some(stream) = vm.state().streams.get_mut(&stream) {
+        stream.body_comes = body_comes;
+    }
+    outcome(vm, stream)
+}
+
+/// A filter callback has let the stream go on.
+fn go_on(vm: &Vm, stream: u32) {
+    if let Some(stream) = vm.state().streams.get_mut(&stream) {
         stream.headers_readable = false;
         stream.decided.get_or_insert(Action::Continue);
     }
+}
+
+fn body(vm: &Vm, stream: u32, bytes: &[u8], end_of_stream: bool) -> Outcome {
+    let (size, comes) = {
+        let mut state = vm.state();
+        let known = state.streams.get_mut(&stream);
+        let known = known.unwrap_or_else(|| panic!("stream {stream} has ended"));
+        known.body.extend_from_slice(bytes);
+        known.body_readable = known.body_comes;
+        (known.body.len(), known.body_comes)
+    };
+    // What is not shown is kept for the next filter.
+    if comes {
+        let (status, stopped) = match vm.process.guest.on_request_body {
+            // SAFETY, here and below: the guest's function, called on its VM's thread.
+            Some(on_request_body) => call(vm, stream, || unsafe {
+                on_request_body(stream, size, u32::from(end_of_stream))
+            }),
+            None => (0, false),
+        };
+        // Headers that were only stopped go on with the body.
+        if status == 0 && !stopped {
+            go_on(vm, stream);
+        }
+        body_was_shown(vm, stream);
+    }
     outcome(vm, stream)
+}
+
+fn trailers(vm: &Vm, stream: u32) -> Outcome {
+    let comes = {
+        let mut state = vm.state();
+        let known = state.streams.get_mut(&stream);
+        let known = known.unwrap_or_else(|| panic!("stream {stream} has ended"));
+        known.body_readable = known.body_comes;
+        known.body_comes
+    };
+    if comes {
+        let (status, stopped) = match vm.process.guest.on_request_trailers {
+            Some(on_request_trailers) => {
+                call(vm, stream, || unsafe { on_request_trailers(stream, 1) })
+            }
+            None => (0, false),
+        };
+        if status == 0 && !stopped {
+            go_on(vm, stream);
+        }
+        body_was_shown(vm, stream);
+    }
+    outcome(vm, stream)
+}
+
+fn body_was_shown(vm: &Vm, stream: u32) {
+    if let Some(stream) = vm.state().streams.get_mut(&stream) {
+        stream.body_readable = false;
+    }
 }
 
 /// What was decided for a stream, which ends if something was.

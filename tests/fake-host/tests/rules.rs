@@ -136,6 +136,10 @@ fn run(script: &str) -> u32 {
                 action = 1;
                 continue;
             }
+            ["stop"] => {
+                action = 4;
+                continue;
+            }
             [] => continue,
             ["continue"] => unsafe { proxy_continue_stream(0) },
             ["context", id] => unsafe { proxy_set_effective_context(id.parse().unwrap()) },
@@ -268,6 +272,21 @@ extern "C" fn request(_: u32, _: usize, _: u32) -> u32 {
     run(&script)
 }
 
+/// Waits for the end, and then does what the body says.
+extern "C" fn body(_: u32, size: usize, end_of_stream: u32) -> u32 {
+    say(&format!("{size} bytes"));
+    if end_of_stream == 0 { 1 } else { run_body() }
+}
+
+extern "C" fn trailers(_: u32, _: usize) -> u32 {
+    run_body()
+}
+
+fn run_body() -> u32 {
+    let (_, script) = taken(|data, size| unsafe { proxy_get_buffer_bytes(0, 0, 4096, data, size) });
+    run(&script)
+}
+
 extern "C" fn response(root: u32, token: u32, headers: usize, _: usize, _: usize) {
     say(&format!(
         "answer to {token} for {root} with {headers} headers"
@@ -305,6 +324,8 @@ fn envoy() -> FakeEnvoy {
         on_queue_ready: Some(ready),
         on_http_call_response: Some(response),
         on_request_headers: Some(request),
+        on_request_body: Some(body),
+        on_request_trailers: Some(trailers),
         on_done: None,
         on_log: None,
         on_delete: Some(delete),
@@ -320,6 +341,48 @@ fn started() -> (FakeEnvoy, Worker) {
 
 fn pause(worker: &Worker) -> StreamId {
     worker.request().get("/pause").send().paused()
+}
+
+#[test]
+fn a_body_is_shown_to_a_filter_that_stops_by_1_where_envoy_is_told_so() {
+    for (path, told, shown) in [
+        ("/pause", true, true),
+        ("/pause", false, false),
+        ("/stop", true, false),
+        ("/stop", false, false),
+    ] {
+        let (envoy, worker) = started();
+        if told {
+            envoy.show_bodies();
+        }
+        let stream = worker.request().post(path).with_body().send().paused();
+        let first = worker.body(stream, "buffer 0;header 0 ", false);
+        assert_eq!(first, Outcome::Paused(stream), "{path} {told}");
+        let end = worker.body(stream, ":path;pause", true);
+        assert_eq!(end, Outcome::Paused(stream), "{path} {told}");
+        assert_eq!(said(&envoy, "18 bytes"), shown, "{path} {told}");
+        assert_eq!(said(&envoy, "header 0 :path -> 0"), shown, "{path} {told}");
+    }
+}
+
+#[test]
+fn headers_that_are_only_stopped_go_on_with_the_body() {
+    let (envoy, worker) = started();
+    envoy.show_bodies();
+    let stopped = || worker.request().post("/pause").with_body().send().paused();
+    assert!(worker.body(stopped(), "", true).continued());
+    let stream = stopped();
+    assert_eq!(
+        worker.body(stream, "pairs 0", false),
+        Outcome::Paused(stream)
+    );
+    assert!(worker.trailers(stream).continued());
+    assert!(said(&envoy, "pairs 0 -> 0"));
+    let stream = stopped();
+    assert_eq!(
+        worker.body(stream, "reply 400 no", true).status(),
+        Some(400)
+    );
 }
 
 fn said(envoy: &FakeEnvoy, text: &str) -> bool {

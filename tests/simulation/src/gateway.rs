@@ -3,19 +3,27 @@
 use crate::memory::Memory;
 use crate::random::Random;
 use tollgate::authorization::{
-    Accuracy, Applications, Identity, Lifetimes, Question, Refresher, Slot, Verdict,
+    Accuracy, Applications, Identity, KeyRule, Lifetimes, Question, Referrer, Refresher, Shown,
+    Slot, Verdict,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};
 use tollgate::mapping::{Metrics, Usage};
 use tollgate::moment::Moment;
-use tollgate::service_management::{Authorization, ReportAnswer, ServiceAccess};
-use tollgate::usage::{Budget, Flusher, Report, Settings, Terms, Urgent};
+use tollgate::service_management::{Authorization, ReportAnswer, Right, ServiceAccess};
+use tollgate::usage::{Flusher, Report, Settings, Terms, Urgent, UrgentCalls};
 
 const SCOPE: u64 = 7;
 const SERVICE: ServiceAccess<'_> = ServiceAccess {
     id: "1001",
-    token: "svc-token",
+    right: Right::ServiceToken("svc-token"),
+};
+
+/// What comes with a `user_key`.
+const SHOWN: Shown<'_> = Shown {
+    rule: KeyRule::IfAny,
+    app_key: None,
+    referrer: Referrer::Ignored,
 };
 
 /// A call that the gateway makes.
@@ -37,7 +45,7 @@ pub struct Gateway {
     flusher: Flusher,
     refresher: Refresher,
     urgent: Option<Urgent>,
-    budget: Budget,
+    urgent_calls: UrgentCalls,
     metrics: Metrics,
     accuracy: Accuracy,
     settings: Settings,
@@ -61,7 +69,7 @@ impl Gateway {
             flusher: Flusher::new(SCOPE, random.next()),
             refresher: Refresher::new(SCOPE),
             urgent: Urgent::wanted(SCOPE, accuracy),
-            budget: Budget::default(),
+            urgent_calls: UrgentCalls::default(),
             metrics,
             accuracy,
             settings: Settings {
@@ -106,6 +114,8 @@ impl Gateway {
             scope: SCOPE,
             kind: Kind::UserKey,
             value: key.as_bytes(),
+            shown: SHOWN,
+            tells: false,
         };
         let decided =
             self.applications
@@ -120,6 +130,8 @@ impl Gateway {
             scope: SCOPE,
             kind: Kind::UserKey,
             value: key.as_bytes(),
+            shown: SHOWN,
+            tells: false,
         };
         let lifetimes = self.lifetimes();
         self.applications
@@ -143,11 +155,11 @@ impl Gateway {
                 &mut self.applications,
                 now,
                 self.settings.batch,
-                &mut self.budget,
+                &mut self.urgent_calls,
             );
             self.flusher.urge(&due.report, urgent.held(), now);
             for slot in due.ask.iter().rev() {
-                self.refresher.add_first(*slot);
+                self.refresher.add_first(*slot, now);
             }
         }
         if now.monotonic >= self.next_full_tick {
@@ -169,7 +181,7 @@ impl Gateway {
             .flusher
             .next(&self.data, &mut self.applications, &SERVICE, &terms);
         for slot in self.flusher.take_due() {
-            self.refresher.add(slot);
+            self.refresher.add(slot, now);
         }
         for Report { batch, body, .. } in reports {
             calls.push(Call::Report(batch, body));
@@ -226,7 +238,7 @@ impl Gateway {
             .applications
             .refresh(
                 &self.data,
-                (slot, digest),
+                (slot, digest, &SHOWN),
                 Ok(answer),
                 &self.metrics,
                 asked,

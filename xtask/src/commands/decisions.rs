@@ -59,10 +59,7 @@ fn summarize(name: &str, replayed: &Replayed) {
         replayed.requests,
         replayed.limits
     );
-    println!(
-        "    {} requests by app_id, which the filter does not take yet: put to it as user_keys",
-        replayed.by_app_id
-    );
+    println!("    {} of the requests by app_id", replayed.by_app_id);
     for (class, count) in &replayed.by_design {
         println!("    {count} otherwise by design: {class}");
     }

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod build;
+pub mod conformance;
 pub mod decisions;
 pub mod demo;
 pub mod gateways;

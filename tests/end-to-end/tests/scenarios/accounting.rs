@@ -9,8 +9,7 @@ use tollgate_end_to_end::{Gateway, Setup};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
-async fn ten_thousand_requests_cost_a_question_per_worker_and_a_report_per_interval() -> Result<()>
-{
+async fn ten_thousand_requests_cost_a_question_and_a_report_per_interval() -> Result<()> {
     const REQUESTS: u64 = 10_000;
     const INTERVAL: Duration = Duration::from_secs(1);
     // Longer than this takes on any machine: an application in use is asked about again
@@ -54,7 +53,7 @@ async fn ten_thousand_requests_cost_a_question_per_worker_and_a_report_per_inter
         "both workers must have served: {connections:?}"
     );
     assert!(took < TTL * 3 / 4, "the machine is too slow");
-    assert!(questions <= 2, "{questions} questions");
+    assert_eq!(questions, 1);
     assert_eq!(gateway.usage("free", "hits"), REQUESTS);
     let intervals = took.as_millis().div_ceil(INTERVAL.as_millis());
     assert!(u128::from(reports) <= intervals + 2, "{reports} reports");

@@ -92,6 +92,56 @@ async fn every_kind_of_error_is_refused_by_its_field_while_the_old_configuration
             "services[0].hosts[1]: \"api.example.com\": belongs to service \"1001\" already",
         ),
         (
+            "services that nothing tells apart",
+            merge(json!({ "services": [
+                { "id": "1001", "token": "a", "hosts": ["a"], "path_prefix": "/v1", "mapping_rules": [{ "pattern": "/", "usage": { "hits": 1 } }] },
+                { "id": "1002", "token": "a", "hosts": ["a"], "path_prefix": "//v1/", "mapping_rules": [{ "pattern": "/", "usage": { "hits": 1 } }] },
+            ] })),
+            "services[1].hosts[0]: \"a\": belongs to service \"1001\" already (services[0].hosts[0]); services on one host are told apart by path_prefix or route",
+        ),
+        (
+            "bad path prefix",
+            service(json!({ "path_prefix": "/v1/*" })),
+            "services[0].path_prefix: \"/v1/*\": a path prefix is plain text",
+        ),
+        (
+            "no route",
+            service(json!({ "route": "" })),
+            "services[0].route: \"\": must be the name of a route in Envoy",
+        ),
+        (
+            "a denial that looks like a success",
+            service(json!({ "replies": { "denied": { "status": 200 } } })),
+            "services[0].replies.denied.status: 200: must be a whole number from 400 to 599",
+        ),
+        (
+            "bad content type",
+            service(json!({ "replies": { "denied": { "content_type": "json" } } })),
+            "services[0].replies.denied.content_type: \"json\": must be a media type",
+        ),
+        (
+            "a body of a book",
+            merge(json!({ "replies": { "limited": { "body": "x".repeat(20_000) } } })),
+            "replies.limited.body: has 20000 bytes: must be at most 16384",
+        ),
+        (
+            "a header within a header",
+            merge(
+                json!({ "replies": { "limited": { "headers": { "x": "y\r\nset-cookie: z" } } } }),
+            ),
+            "replies.limited.headers.x: \"y\\r\\nset-cookie: z\": a header value has",
+        ),
+        (
+            "a header that is not free",
+            merge(json!({ "replies": { "limited": { "headers": { "Retry-After": "0" } } } })),
+            "replies.limited.headers.Retry-After: \"Retry-After\": the reply or the connection sets",
+        ),
+        (
+            "unknown outcome",
+            merge(json!({ "replies": { "forbidden": {} } })),
+            "replies.forbidden: is unknown; the fields here are no_credential, denied, ",
+        ),
+        (
             "missing environment variable",
             service(json!({ "token": { "env": "TG_NOT_HANDED_ON" } })),
             "services[0].token.env: the variable is not set or empty",

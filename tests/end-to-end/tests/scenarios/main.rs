@@ -3,10 +3,14 @@
 
 mod accounting;
 mod configuration;
+mod faults;
 mod hostile;
 mod limits;
 mod observability;
 mod outage;
 mod reload;
 mod replies;
+mod services;
+mod single_flight;
 mod waiting;
+mod windows;

@@ -166,11 +166,19 @@ services:
     }
     let refused = gateway.backend.set_service_token("1001", "another");
     assert!(refused);
-    let reply = client
-        .get("/v1/items", &[("x-api-key", "zorilla-late")])
-        .await?;
-    assert_eq!(reply.status, 503);
-    replies.push_str(&reply.body);
+    // After so many failures nobody is asked for a while.
+    eventually(
+        "service management to be asked again",
+        PATIENCE,
+        async || {
+            let late = [("x-api-key", "zorilla-late")];
+            let reply = client.get("/v1/items", &late).await.ok()?;
+            assert_eq!(reply.status, 503);
+            replies.push_str(&reply.body);
+            (gateway.counter("misconfigured").await.ok()? > 0).then_some(())
+        },
+    )
+    .await?;
     gateway
         .envoy
         .wait_for_access_log(|line| line["details"] == "tollgate_misconfigured")

@@ -7,10 +7,20 @@
 
 mod accidents;
 mod asking;
+mod credentials;
+mod exact;
+mod flights;
+mod floods;
 mod flush;
+mod keys;
 mod limits;
+mod quotas;
 mod refresh;
+mod refused;
 mod replies;
 mod shared_limits;
+mod sharing;
+mod sums;
 mod support;
 mod table;
+mod worded;

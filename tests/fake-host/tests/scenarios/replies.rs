@@ -21,7 +21,7 @@ fn no_credential_is_401_and_nobody_is_asked() {
 #[test]
 fn a_credential_that_nobody_can_have_is_403_and_nobody_is_asked() {
     let (envoy, worker) = gateway(&plain());
-    for key in ["%ff%fe", "%00", "a%0ab", &"x".repeat(257)] {
+    for key in ["%ff%fe", "a%00", "a%0ab", &"x".repeat(257)] {
         let reply = get(&worker, key).reply();
         assert_eq!(reply.status, 403, "{key}");
         assert_eq!(reply.details, "tollgate_credential_unusable");

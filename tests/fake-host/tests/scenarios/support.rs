@@ -18,8 +18,8 @@ pub const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-/// One service at api.example.com whose every request costs one `hits`, a small table, and
-/// the defaults of everything else.
+/// One service at api.example.com whose every request costs one `hits`, a small table, as
+/// many questions as anybody likes, and the defaults of everything else.
 pub fn plain() -> String {
     configuration(json!({}))
 }
@@ -29,7 +29,7 @@ pub fn configuration(changes: Value) -> String {
     let mut whole = json!({
         "service_management": { "cluster": "service-management", "authority": "su1.3scale.net" },
         "services": [service("1001", "api.example.com")],
-        "authorization": { "capacity": 64 },
+        "authorization": { "capacity": 64, "unknown_calls_per_second": 1_000_000 },
     });
     merge(&mut whole, changes);
     whole.to_string()
@@ -83,6 +83,11 @@ pub fn gateway_of(workers: usize, configuration: &str) -> (FakeEnvoy, Vec<Worker
         .map(|_| envoy.configured_worker(configuration))
         .collect();
     (envoy, workers)
+}
+
+/// Workers cannot wake each other from now on, so each asks for itself.
+pub fn without_queues(envoy: &FakeEnvoy) {
+    envoy.fail_next("proxy_register_shared_queue", 10, usize::MAX);
 }
 
 /// A request with a user key in its query.

@@ -1,0 +1,161 @@
+//! How many questions about unknown credentials a gateway asks: a token bucket that all
+//! workers share.
+//!
+//! Apart from the flights because it is about how much is asked, not about what: keys that
+//! nobody knows can be made up faster than any backend answers. Applications that are known
+//! never come here.
+
+use super::table::TableError;
+use crate::moment::Moment;
+use crate::shared_data::{ATTEMPTS, Key, SetError, SharedData};
+
+const KIND: u8 = b'b';
+const MAGIC: &[u8; 4] = b"TGb1";
+/// What a bucket holds when nothing was asked for long: the questions of so many seconds,
+/// so that a gateway that has just started learns its applications quickly.
+pub const BURST_SECONDS: u64 = 10;
+const SECOND: u64 = 1_000_000;
+
+/// The bucket of this process, which gains so many questions a second.
+///
+/// It is kept as the time at which it would be full again if nothing more was taken
+/// (microseconds of the monotonic clock), so that one number says all and nobody has to fill
+/// it. A value is magic and that time.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    per_second: u32,
+}
+
+impl Budget {
+    /// A bucket that gains `per_second` questions a second, at least one.
+    #[must_use]
+    pub const fn new(per_second: u32) -> Self {
+        Self { per_second }
+    }
+
+    /// Whether there is something to take. It may be gone when it is taken.
+    #[must_use]
+    pub fn has_some(&self, data: &impl SharedData, now: Moment) -> bool {
+        let mut value = Vec::new();
+        data.get(key().as_bytes(), &mut value)
+            .is_ok_and(|_| self.after(&value, now).is_some())
+    }
+
+    /// Takes one question; false if there is none.
+    ///
+    /// # Errors
+    /// `Unavailable`: shared data is contended beyond reason or not available, and nothing
+    /// was taken.
+    pub fn take(&self, data: &impl SharedData, now: Moment) -> Result<bool, TableError> {
+        let mut value = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let token = data
+                .get(key().as_bytes(), &mut value)
+                .map_err(|_| TableError::Unavailable)?;
+            let Some(after) = self.after(&value, now) else {
+                return Ok(false);
+            };
+            value.clear();
+            value.extend_from_slice(MAGIC);
+            value.extend_from_slice(&after.to_le_bytes());
+            match data.set(key().as_bytes(), &value, token) {
+                Ok(()) => return Ok(true),
+                Err(SetError::Mismatch) => {}
+                Err(SetError::Unavailable) => break,
+            }
+        }
+        Err(TableError::Unavailable)
+    }
+
+    /// When the bucket would be full once one more is taken; `None` if it is empty.
+    fn after(&self, value: &[u8], now: Moment) -> Option<u64> {
+        let now = now.monotonic.saturating_mul(1_000);
+        let one = SECOND
+            .checked_div(u64::from(self.per_second))
+            .unwrap_or(SECOND)
+            .max(1);
+        let empty = now.saturating_add(BURST_SECONDS * SECOND);
+        let full = value
+            .strip_prefix(MAGIC)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u64::from_le_bytes);
+        // Nobody takes more than there is. A clock may be read a little later elsewhere.
+        let full = if full > empty.saturating_add(2 * SECOND) {
+            0
+        } else {
+            full
+        };
+        let after = full.max(now).saturating_add(one);
+        (after <= empty).then_some(after)
+    }
+}
+
+const fn key() -> Key {
+    Key::new(KIND, 0, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared_data::Token;
+    use crate::shared_data::memory::Memory;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    fn at(monotonic: u64) -> Moment {
+        Moment { wall: 0, monotonic }
+    }
+
+    fn taken(data: &Memory, budget: Budget, now: u64) -> u32 {
+        let mut taken = 0;
+        while budget.has_some(data, at(now)) && budget.take(data, at(now)).unwrap() {
+            taken += 1;
+        }
+        assert_eq!(budget.take(data, at(now)), Ok(false));
+        taken
+    }
+
+    #[test]
+    fn ten_seconds_worth_can_be_taken_at_once_and_then_as_much_as_comes_in() {
+        for per_second in [1, 7, 100, 1_000] {
+            let data = Memory::default();
+            let budget = Budget::new(per_second);
+            assert_eq!(taken(&data, budget, 1_000_000), per_second * 10);
+            assert_eq!(taken(&data, budget, 1_003_000), per_second * 3);
+            let mut sum = 0;
+            for now in (1_003_000..=1_063_000).step_by(10) {
+                sum += taken(&data, budget, now);
+            }
+            assert!(
+                sum <= per_second * 60 && sum + 1 >= per_second * 60,
+                "{sum}"
+            );
+            assert_eq!(taken(&data, budget, 9_000_000), per_second * 10);
+        }
+    }
+
+    #[test]
+    fn a_lost_race_takes_one_and_losing_all_takes_none() {
+        let data = Memory::default();
+        data.lose_next(3);
+        assert_eq!(Budget::new(1).take(&data, at(0)), Ok(true));
+        data.lose_next(u32::MAX);
+        assert!(Budget::new(1).take(&data, at(0)).is_err());
+        data.lose_next(0);
+        assert_eq!(taken(&data, Budget::new(1), 0), 9);
+    }
+
+    #[test]
+    fn what_is_no_bucket_of_ours_is_a_full_one() {
+        for value in [
+            &b""[..],
+            b"TGb1",
+            &[0xff; 12],
+            b"TGb1\xff\xff\xff\xff\xff\xff\xff\xff",
+        ] {
+            let data = Memory::default();
+            data.set(key().as_bytes(), value, Token::OVERWRITE).unwrap();
+            assert_eq!(taken(&data, Budget::new(3), 5_000), 30, "{value:?}");
+        }
+    }
+}

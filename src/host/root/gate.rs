@@ -1,0 +1,86 @@
+//! Whether an unknown application may be asked about at all: not when service management
+//! keeps failing, and not when too many unknown credentials are asked about already.
+//!
+//! Apart from the flights because those say who asks, and this whether anybody does. Both
+//! are looked at before a question is put among those under way, because a flood must cost
+//! little, and gone through when it is really asked.
+
+use super::Root;
+use crate::authorization::{Landing, Passage, Turn};
+use crate::host::vm::Shared;
+use crate::moment::Moment;
+use crate::service_management::AuthorizeAnswer;
+use log::{info, warn};
+
+/// Why nobody is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shut {
+    /// Service management keeps failing.
+    BreakerOpen,
+    /// Too many unknown credentials are asked about.
+    OverBudget,
+    /// Nobody can say how many are, because shared data is contended beyond reason.
+    Contended,
+    /// Envoy does not make the call.
+    NoCall,
+}
+
+impl Shut {
+    /// What those who wait elsewhere are told.
+    pub(super) const fn landing(self) -> Landing {
+        match self {
+            Self::BreakerOpen | Self::NoCall => Landing::Failed,
+            Self::OverBudget => Landing::OverBudget,
+            Self::Contended => Landing::Contended,
+        }
+    }
+}
+
+impl Root {
+    /// Whether a question could be asked now.
+    pub(super) fn look_through_gate(&self, shared: &Shared, now: Moment) -> Result<(), Shut> {
+        if self.breaker.passage(&shared.data, now) == Passage::Open {
+            return Err(Shut::BreakerOpen);
+        }
+        if !self.budget.has_some(&shared.data, now) {
+            return Err(Shut::OverBudget);
+        }
+        Ok(())
+    }
+
+    /// A question is asked now, if it may be.
+    pub(super) fn pass_gate(&self, shared: &Shared, now: Moment) -> Result<(), Shut> {
+        if !self.breaker.pass(&shared.data, now, self.longest()) {
+            return Err(Shut::BreakerOpen);
+        }
+        self.spend(shared, now)
+    }
+
+    /// Takes a question out of the budget.
+    pub(super) fn spend(&self, shared: &Shared, now: Moment) -> Result<(), Shut> {
+        match self.budget.take(&shared.data, now) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Shut::OverBudget),
+            Err(_) => Err(Shut::Contended),
+        }
+    }
+
+    /// Takes in what an answer says of service management itself.
+    pub(super) fn judge(&self, answer: &AuthorizeAnswer, shared: &mut Shared, now: Moment) {
+        let turn = match answer {
+            AuthorizeAnswer::Failed(_) => {
+                let jitter = shared.random();
+                self.breaker.failed(&shared.data, now, jitter)
+            }
+            _ => self.breaker.answered(&shared.data, now),
+        };
+        match turn {
+            Some(Turn::Opened) => warn!(
+                "service management keeps failing: unknown applications are answered without \
+                 asking it, until it answers again"
+            ),
+            Some(Turn::Closed) => info!("service management answers again"),
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,869 @@
+//! The filter in a real Envoy, held against the backend that it asks: the same request is
+//! decided by both, on the same state.
+//!
+//! Apart from [`crate::decisions`], which replays recordings without Envoy: here the
+//! backend is there, so that every request can be asked about directly before it is made.
+//!
+//! Requests are made in rounds, in each one for every application. First the backend is
+//! asked about all of them, with their usage predicted; then they go through Envoy; then
+//! it is waited for that the usage of those that were let in is reported and counts, all of
+//! it. A phase is many rounds within one minute, after other usage, or none, of the same
+//! minute; it is repeated if the minute ended in it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tollgate_harness::{Client, Echo, Envoy, EnvoyOptions, Plugin};
+
+use crate::cases::{
+    Case, Consumer, Mode, UNKNOWN_METRIC, Usage, configuration, consumers_of, host,
+    rule_of_unknown_metric, strangers, usages,
+};
+use crate::data::Data;
+use crate::document::Document;
+use crate::replay::Answer;
+use crate::server::{Server, Wire};
+
+/// Where the filter is not the backend, by design.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ByDesign {
+    /// The request costs nothing, and some limit of the plan is overrun. The backend then
+    /// refuses, whatever metric is meant; to the filter, what costs nothing cannot be too much.
+    NoUsage,
+    /// The usage names a metric that the service does not have. The backend refuses the
+    /// call; to the filter it is its own misconfiguration, which no consumer can help.
+    UnknownMetric,
+    /// A `user_key` and an `app_id`. The backend refuses a question with both; the filter
+    /// looks for what the service knows applications by, and sends only that.
+    BothIds,
+    /// An `app_key` without a value, where OAuth needs none. The backend takes it for a wrong
+    /// key; to the filter, what is blank is not there.
+    BlankKey,
+    /// A request without an `app_key` for a service with OAuth, whose `oauth` is not
+    /// configured. The backend wants no key then; the filter is as strict as for any
+    /// other application that has keys.
+    NotOauth,
+}
+
+impl fmt::Display for ByDesign {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::NoUsage => "a request without usage, when a limit is overrun",
+            Self::UnknownMetric => "the usage names an unknown metric",
+            Self::BothIds => "a user_key and an app_id",
+            Self::BlankKey => "an app_key without a value, with OAuth",
+            Self::NotOauth => "no app_key, for a service with OAuth that is not configured as one",
+        })
+    }
+}
+
+/// What became of all requests.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// Requests that were decided by both.
+    pub decisions: usize,
+    /// How many of them both let in.
+    pub admitted: usize,
+    /// How many of them both refused, by the filter's reason.
+    pub refused: BTreeMap<String, usize>,
+    /// How many were decided otherwise by design.
+    pub by_design: BTreeMap<ByDesign, usize>,
+    /// How many usage reports of the backend were found to be what was let in, and no more.
+    pub counts: usize,
+    /// How many phases a minute's end had cut in two, so that they were repeated.
+    pub repeated: usize,
+    /// Everything else.
+    pub differences: Vec<String>,
+}
+
+/// How long usage may take from the request until it counts.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// So many seconds of a minute must be left for a phase, and for one that was cut in two.
+const ROOM: u64 = 12;
+const MORE_ROOM: u64 = 55;
+/// How often a phase may be cut in two.
+const MOST_ATTEMPTS: usize = 5;
+
+/// What is started for a phase.
+pub struct Programs {
+    /// Envoy's executable.
+    pub envoy: PathBuf,
+    /// The filter's module.
+    pub module: PathBuf,
+}
+
+/// A part of the comparison: usage of others, then requests.
+struct Phase {
+    name: &'static str,
+    /// Application's plan, metric, usage: what others have used before.
+    before: &'static [(&'static str, &'static str, u64)],
+    /// The same, in the middle of the requests.
+    meanwhile: &'static [(&'static str, &'static str, u64)],
+    /// Whether wrong credentials are tried.
+    wrong_credentials: bool,
+}
+
+const PHASES: [Phase; 4] = [
+    Phase {
+        name: "no usage before",
+        before: &[],
+        meanwhile: &[],
+        wrong_credentials: true,
+    },
+    Phase {
+        name: "at and next to the limits",
+        before: &[
+            ("free", "hits", 1_000_000),
+            ("lim5", "hits", 5),
+            ("multi", "orders", 2),
+            ("multi", "hits", 6),
+            ("multi", "ads", 7),
+            ("allp", "orders_vip", 999),
+        ],
+        meanwhile: &[],
+        wrong_credentials: false,
+    },
+    Phase {
+        name: "over the limits",
+        before: &[
+            ("lim5", "orders", 9),
+            ("zero", "hits", 2),
+            ("multi", "orders", 4),
+            ("allp", "hits", 1_001),
+        ],
+        meanwhile: &[],
+        wrong_credentials: false,
+    },
+    Phase {
+        name: "others use the same limits meanwhile",
+        before: &[("multi", "hits", 1)],
+        meanwhile: &[
+            ("lim5", "hits", 3),
+            ("multi", "hits", 4),
+            ("multi", "ads", 2),
+            ("allp", "orders", 998),
+        ],
+        wrong_credentials: false,
+    },
+];
+
+/// Compares decisions. `progress` is told what is going on.
+///
+/// # Errors
+/// Something does not start or does not answer, or the backend does not hold the data.
+pub async fn compare(
+    wire: &mut Wire,
+    programs: &Programs,
+    mut progress: impl FnMut(&str),
+) -> Result<Compared> {
+    let data = Data::read()?;
+    let mut compared = Compared::default();
+    let echo = Echo::start().await?;
+    for phase in &PHASES {
+        progress(phase.name);
+        let phase_of = async |wire: &mut Wire| {
+            let mut run = Run::start(wire, programs, &echo, &data, &data.service_token).await?;
+            run.phase(phase)
+                .await
+                .map(|within| within.then_some(run.compared))
+        };
+        within_a_minute(wire, &mut compared, phase_of)
+            .await
+            .with_context(|| phase.name)?;
+    }
+    progress("the gateway is misconfigured");
+    for wrongs in WRONGS {
+        let misconfigured =
+            async |wire: &mut Wire| misconfigured(wire, programs, &echo, &data, wrongs).await;
+        within_a_minute(wire, &mut compared, misconfigured).await?;
+    }
+    Ok(compared)
+}
+
+/// Repeats a part until it lies within a minute (it says so itself, by a result), and adds
+/// what came of it.
+async fn within_a_minute(
+    wire: &mut Wire,
+    compared: &mut Compared,
+    mut part: impl AsyncFnMut(&mut Wire) -> Result<Option<Compared>>,
+) -> Result<()> {
+    for attempt in 0..MOST_ATTEMPTS {
+        let room = if attempt == 0 { ROOM } else { MORE_ROOM };
+        wire.room_in_the_minute(room).await;
+        let Some(more) = part(wire).await? else {
+            compared.repeated += 1;
+            continue;
+        };
+        compared.decisions += more.decisions;
+        compared.admitted += more.admitted;
+        compared.counts += more.counts;
+        for (reason, count) in more.refused {
+            *compared.refused.entry(reason).or_default() += count;
+        }
+        for (class, count) in more.by_design {
+            *compared.by_design.entry(class).or_default() += count;
+        }
+        compared.differences.extend(more.differences);
+        return Ok(());
+    }
+    bail!("it never lay within a minute");
+}
+
+/// A gateway that knows nobody yet, and what it has let in.
+struct Run<'a> {
+    wire: &'a mut Wire,
+    envoy: Envoy,
+    /// Several, so that several of Envoy's workers see requests.
+    clients: Vec<Client>,
+    data: &'a Data,
+    token: &'a str,
+    began: Duration,
+    requests: usize,
+    /// What must count: service, application, metric, with all that counts for it.
+    used: BTreeMap<(String, String), BTreeMap<String, u64>>,
+    compared: Compared,
+}
+
+impl<'a> Run<'a> {
+    /// Takes all usage away and starts a gateway.
+    async fn start(
+        wire: &'a mut Wire,
+        programs: &Programs,
+        echo: &Echo,
+        data: &'a Data,
+        token: &'a str,
+    ) -> Result<Self> {
+        let services = data
+            .services
+            .iter()
+            .map(|(id, service)| configuration(data, id, service, Mode::of(service), token))
+            .collect();
+        Self::start_with(wire, programs, echo, data, token, services).await
+    }
+
+    async fn start_with(
+        wire: &'a mut Wire,
+        programs: &Programs,
+        echo: &Echo,
+        data: &'a Data,
+        token: &'a str,
+        services: Vec<Value>,
+    ) -> Result<Self> {
+        wire.reset().await?;
+        let began = wire.clock().unwrap_or_default();
+        let authority = wire.authority().to_owned();
+        let addresses = tokio::net::lookup_host(&authority).await?;
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        let address = addresses.iter().find(|address| address.is_ipv4());
+        let address = address.or(addresses.first()).context("no address")?;
+        let envoy = Envoy::start(EnvoyOptions {
+            executable: Some(programs.envoy.clone()),
+            module: Some(programs.module.clone()),
+            plugin: Plugin::Replace(json!({
+                "service_management": {
+                    "cluster": "service-management",
+                    "authority": authority,
+                    "timeout": "30s",
+                },
+                "services": services,
+                "authorization": { "ttl": "1s" },
+                "reporting": { "interval": "100ms", "timeout": "30s" },
+            })),
+            upstream: Some(echo.address()),
+            service_management: Some(*address),
+            ..EnvoyOptions::default()
+        })
+        .await?;
+        let clients = vec![envoy.client()?, envoy.client()?, envoy.client()?];
+        Ok(Self {
+            wire,
+            envoy,
+            clients,
+            data,
+            token,
+            began,
+            requests: 0,
+            used: BTreeMap::new(),
+            compared: Compared::default(),
+        })
+    }
+
+    /// Says whether all of it lay within a minute.
+    async fn phase(&mut self, phase: &Phase) -> Result<bool> {
+        if !self.others_use(phase.before).await? {
+            return Ok(false);
+        }
+        let mut queues = queues(self.data, phase);
+        let longest = queues.iter().map(VecDeque::len).max().unwrap_or_default();
+        for round in 0..longest {
+            if round == longest / 2 && !phase.meanwhile.is_empty() {
+                let within = self.others_use(phase.meanwhile).await? && self.refresh().await?;
+                if !within {
+                    return Ok(false);
+                }
+            }
+            let cases: Vec<_> = queues.iter_mut().filter_map(VecDeque::pop_front).collect();
+            if !self.round(&cases).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// One request for each case, decided by both. Says whether it is still the same minute.
+    async fn round(&mut self, cases: &[Case]) -> Result<bool> {
+        let mut asked = Vec::new();
+        for case in cases {
+            let answer = self.wire.ask(&case.question(self.token)).await?;
+            let understood = match case.understood() {
+                Some(understood) => {
+                    let answer = self.wire.ask(&understood.question(self.token)).await?;
+                    Some((understood, answer))
+                }
+                None => None,
+            };
+            asked.push((answer, understood));
+        }
+        let mut replies = Vec::new();
+        for case in cases {
+            let number = self.requests;
+            self.requests += 1;
+            replies.push((number, self.request(case, number).await?));
+        }
+        let details = self.details(cases, &replies).await?;
+        if !self.is_within() {
+            return Ok(false);
+        }
+        let mut concerned = BTreeSet::new();
+        for (case, (((answer, understood), (number, status)), details)) in
+            cases.iter().zip(asked.iter().zip(&replies).zip(&details))
+        {
+            if *status == 200
+                && let Some(application) = &case.application
+            {
+                let who = (case.service.clone(), application.clone());
+                self.count(&who, &case.usage);
+                concerned.insert(who);
+            }
+            let named = || format!("{}: {:?}", case.path(*number), case.consumer);
+            let mut judgement = judge(case, answer, *status, details).with_context(named)?;
+            if let Judgement::Differs(_) = &judgement
+                && let Some(class) = otherwise_understood(case, answer)
+                && let Some((case, answer)) = understood
+            {
+                let as_understood = judge(case, answer, *status, details).with_context(named)?;
+                judgement = match as_understood {
+                    Judgement::Differs(_) => judgement,
+                    _ => Judgement::ByDesign(class),
+                };
+            }
+            self.compared.note(case, judgement);
+        }
+        self.settle(&concerned).await
+    }
+
+    async fn request(&self, case: &Case, number: usize) -> Result<u16> {
+        let client = self.clients.get(number % self.clients.len());
+        let host = host(&case.service);
+        let mut headers = vec![("host", host.as_str())];
+        if let Some(referrer) = &case.consumer.referrer {
+            headers.push(("referer", referrer));
+        }
+        let reply = client
+            .context("no client")?
+            .get(&case.target(number), &headers)
+            .await?;
+        Ok(reply.status)
+    }
+
+    /// What Envoy's access log says of these requests.
+    async fn details(&self, cases: &[Case], replies: &[(usize, u16)]) -> Result<Vec<String>> {
+        let paths: Vec<_> = cases
+            .iter()
+            .zip(replies)
+            .map(|(case, (number, _))| case.path(*number))
+            .collect();
+        let all = tollgate_harness::eventually("the access log", PATIENCE, async || {
+            let log = self.envoy.access_log().ok()?;
+            let by_path: BTreeMap<_, _> = log
+                .iter()
+                .filter_map(|line| Some((line["path"].as_str()?, line["details"].as_str()?)))
+                .collect();
+            let found = paths.iter().map(|path| by_path.get(path.as_str()));
+            found
+                .map(|details| details.map(|details| (*details).to_owned()))
+                .collect::<Option<Vec<_>>>()
+        });
+        all.await
+    }
+
+    /// Notes that usage must count for an application, and for all ancestors.
+    fn count(&mut self, who: &(String, String), usage: &Usage) {
+        let used = self.used.entry(who.clone()).or_default();
+        for (metric, delta) in usage {
+            let mut next = Some(metric);
+            while let Some(metric) = next {
+                *used.entry(metric.clone()).or_default() += delta;
+                next = self.data.metrics.get(metric).and_then(Option::as_ref);
+            }
+        }
+    }
+
+    /// Waits until everything that was used counts, and nothing else does. Says whether it is
+    /// still the same minute.
+    async fn settle(&mut self, concerned: &BTreeSet<(String, String)>) -> Result<bool> {
+        for who in concerned {
+            let until = Instant::now() + PATIENCE;
+            loop {
+                let reports = self.reports(who).await?;
+                if !self.is_within() {
+                    return Ok(false);
+                }
+                let used = self.used.get(who).cloned().unwrap_or_default();
+                let expected = |metric: &String| used.get(metric).copied().unwrap_or_default();
+                if reports
+                    .iter()
+                    .all(|(metric, count)| *count == expected(metric))
+                {
+                    self.compared.counts += reports.len();
+                    break;
+                }
+                if Instant::now() > until {
+                    let (service, application) = who;
+                    let resent = format!("wasmcustom.tollgate.{service}.usage_resent");
+                    let resent = self.envoy.stat(&resent).await?;
+                    self.compared.differences.push(format!(
+                        "service {service}, {application}: {reports:?} counts at the backend, \
+                         where {used:?} was let in ({resent} units were sent again)"
+                    ));
+                    // What follows is held against what the backend has.
+                    self.used.insert(who.clone(), reports.into_iter().collect());
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The backend's usage reports for an application: metric and usage, one for each period.
+    async fn reports(
+        &mut self,
+        (service, application): &(String, String),
+    ) -> Result<Vec<(String, u64)>> {
+        let data = self.data.services.get(service).context("no service")?;
+        let consumers = data
+            .applications
+            .get(application)
+            .map(|known| consumers_of(data, application, known));
+        let consumer = consumers.and_then(|consumers| consumers.into_iter().next());
+        let case = Case {
+            service: service.clone(),
+            mode: Mode::of(data),
+            application: None,
+            consumer: consumer.context("no consumer")?,
+            usage: Usage::new(),
+        };
+        let question = case.question(&self.data.service_token);
+        let answer = self.wire.ask(&question).await?;
+        let document = Document::read(&answer.body)?;
+        let reports = document.reports.into_iter();
+        Ok(reports
+            .map(|report| (report.metric, report.current))
+            .collect())
+    }
+
+    /// Others use limits: all applications of a plan. Waits until it counts.
+    async fn others_use(&mut self, usages: &[(&str, &str, u64)]) -> Result<bool> {
+        let mut concerned = BTreeSet::new();
+        for (id, service) in &self.data.services {
+            let mut reports = Vec::new();
+            for (name, application) in &service.applications {
+                let who = (id.clone(), name.clone());
+                for (_, metric, used) in
+                    usages.iter().filter(|(plan, ..)| *plan == application.plan)
+                {
+                    reports.push((name.as_str(), *metric, used.to_string()));
+                    self.count(&who, &Usage::from([((*metric).to_owned(), *used)]));
+                    if !consumers_of(service, name, application).is_empty() {
+                        concerned.insert(who.clone());
+                    }
+                }
+            }
+            if !reports.is_empty() {
+                self.wire.report(id, &reports).await?;
+            }
+        }
+        self.settle(&concerned).await
+    }
+
+    /// Makes the gateway ask again about all applications that it has records of. Says whether
+    /// it is still the same minute.
+    async fn refresh(&mut self) -> Result<bool> {
+        // Past the time for which answers are fresh.
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        let before = self.refreshes().await?;
+        let mut poked: u64 = 0;
+        for (id, service) in &self.data.services {
+            for (name, application) in &service.applications {
+                let Some(consumer) = consumers_of(service, name, application).into_iter().next()
+                else {
+                    continue;
+                };
+                let case = Case {
+                    service: id.clone(),
+                    mode: Mode::of(service),
+                    application: None,
+                    consumer,
+                    usage: Usage::new(),
+                };
+                let number = self.requests;
+                self.requests += 1;
+                // Only whoever is let in keeps a record in use.
+                poked += u64::from(self.request(&case, number).await? == 200);
+            }
+        }
+        let until = Instant::now() + PATIENCE;
+        while self.refreshes().await? < before + poked {
+            ensure!(Instant::now() < until, "the gateway does not ask again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // The last of the answers.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(self.is_within())
+    }
+
+    async fn refreshes(&self) -> Result<u64> {
+        let stats = self.envoy.stats("wasmcustom.tollgate.").await?;
+        let calls = stats
+            .iter()
+            .filter(|(name, _)| name.ends_with(".refresh_calls"));
+        Ok(calls.map(|(_, count)| count).sum())
+    }
+
+    fn is_within(&self) -> bool {
+        Wire::within_a_minute(self.began)
+    }
+}
+
+/// For each application, and for nobody, the requests in their order.
+fn queues(data: &Data, phase: &Phase) -> Vec<VecDeque<Case>> {
+    let mut queues = Vec::new();
+    for (shift, (id, service)) in data.services.iter().enumerate() {
+        for (offset, (name, application)) in service.applications.iter().enumerate() {
+            let mut consumers = consumers_of(service, name, application);
+            if consumers.is_empty() {
+                continue;
+            }
+            if !phase.wrong_credentials {
+                consumers.truncate(1);
+            }
+            let mut usages = usages();
+            // Not all begin with the same.
+            let middle = (offset + 3 * shift) % usages.len();
+            usages.rotate_left(middle);
+            let mut queue: VecDeque<_> = VecDeque::new();
+            let mut next = (0..consumers.len()).cycle();
+            for usage in &usages {
+                // Everybody in turn, and the right one in between.
+                for consumer in [next.next().unwrap_or_default(), 0] {
+                    queue.extend(consumers.get(consumer).map(|consumer| Case {
+                        service: id.clone(),
+                        mode: Mode::of(service),
+                        application: Some(name.clone()),
+                        consumer: consumer.clone(),
+                        usage: usage.clone(),
+                    }));
+                    if consumers.len() == 1 {
+                        break;
+                    }
+                }
+            }
+            queues.push(queue);
+        }
+        if phase.wrong_credentials {
+            let usages = usages();
+            let queue = strangers(service).into_iter().zip(usages.iter().cycle());
+            queues.push(
+                queue
+                    .map(|(consumer, usage)| Case {
+                        service: id.clone(),
+                        mode: Mode::of(service),
+                        application: None,
+                        consumer,
+                        usage: usage.clone(),
+                    })
+                    .collect(),
+            );
+        }
+    }
+    queues
+}
+
+/// A gateway that is wrongly configured for each service: a rule of an unknown metric, a wrong
+/// mode, a wrong token, or OAuth where there is none.
+async fn misconfigured(
+    wire: &mut Wire,
+    programs: &Programs,
+    echo: &Echo,
+    data: &Data,
+    wrongs: &[Wrong],
+) -> Result<Option<Compared>> {
+    let mut services = Vec::new();
+    for wrong in wrongs {
+        let id = wrong.service;
+        let service = data.services.get(id).with_context(|| id.to_owned())?;
+        let token = wrong.token.unwrap_or(&data.service_token);
+        let mut service = configuration(data, id, service, wrong.mode, token);
+        if let Some(rules) = service["mapping_rules"].as_array_mut() {
+            rules.push(rule_of_unknown_metric());
+        }
+        services.push(service);
+    }
+    let mut run =
+        Run::start_with(wire, programs, echo, data, &data.service_token, services).await?;
+    for wrong in wrongs {
+        run.token = wrong.token.unwrap_or(&data.service_token);
+        for id in wrong.ids {
+            let case = Case {
+                service: wrong.service.to_owned(),
+                mode: wrong.mode,
+                application: None,
+                consumer: Consumer {
+                    label: format!("{} {id}", wrong.mode.id()),
+                    credentials: vec![(wrong.mode.id(), (*id).to_owned())],
+                    referrer: None,
+                },
+                usage: Usage::from([(wrong.metric.to_owned(), 1)]),
+            };
+            if !run.round(&[case]).await? {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(run.compared))
+}
+
+/// What is wrong about a service's configuration.
+struct Wrong {
+    service: &'static str,
+    mode: Mode,
+    token: Option<&'static str>,
+    metric: &'static str,
+    /// Who makes requests.
+    ids: &'static [&'static str],
+}
+
+/// The service of the data that has OAuth.
+const OAUTH_SERVICE: &str = "1003";
+
+const RIGHT: Wrong = Wrong {
+    service: "",
+    mode: Mode::UserKey,
+    token: None,
+    metric: "hits",
+    ids: &[],
+};
+
+const WRONGS: [&[Wrong]; 2] = [
+    &[
+        Wrong {
+            service: "1001",
+            metric: UNKNOWN_METRIC,
+            ids: &["suspendedkey", "nobody", "key1"],
+            ..RIGHT
+        },
+        Wrong {
+            service: "1002",
+            ids: &["key1002", "nobody"],
+            ..RIGHT
+        },
+        Wrong {
+            service: "1003",
+            ids: &["app3"],
+            ..RIGHT
+        },
+        Wrong {
+            service: "1004",
+            token: Some("not-the-token"),
+            ids: &["key4", "nobody"],
+            ..RIGHT
+        },
+    ],
+    &[
+        Wrong {
+            service: "1001",
+            mode: Mode::AppId,
+            ids: &["app1", "nobody"],
+            ..RIGHT
+        },
+        Wrong {
+            service: "1002",
+            mode: Mode::Oauth,
+            ids: &["app2nokey", "nobody"],
+            ..RIGHT
+        },
+        // Right, but not asked in the way of OAuth.
+        Wrong {
+            service: OAUTH_SERVICE,
+            mode: Mode::AppId,
+            ids: &["app3", "nobody"],
+            ..RIGHT
+        },
+        Wrong {
+            service: "1004",
+            mode: Mode::Oauth,
+            ids: &["app4", "nobody"],
+            ..RIGHT
+        },
+    ],
+];
+
+/// What there is to say about a request that both have decided.
+#[derive(Debug, PartialEq, Eq)]
+enum Judgement {
+    Admitted,
+    Refused(&'static str),
+    ByDesign(ByDesign),
+    Differs(String),
+}
+
+impl Compared {
+    fn note(&mut self, case: &Case, judgement: Judgement) {
+        self.decisions += 1;
+        match judgement {
+            Judgement::Admitted => self.admitted += 1,
+            Judgement::Refused(reason) => {
+                *self.refused.entry(reason.to_owned()).or_default() += 1;
+            }
+            Judgement::ByDesign(class) => *self.by_design.entry(class).or_default() += 1,
+            Judgement::Differs(what) => self.differences.push(format!(
+                "service {}, {}, usage {:?}: {what}",
+                case.service, case.consumer.label, case.usage
+            )),
+        }
+    }
+}
+
+/// Holds the filter's reply (status, and details of the access log) against the backend's.
+fn judge(case: &Case, answer: &Answer, status: u16, details: &str) -> Result<Judgement> {
+    let document = Document::read(&answer.body).unwrap_or_default();
+    let reason = answer
+        .header("3scale-rejection-reason")
+        .or(document.error.as_deref());
+    let replied = format!("the filter replied {status} ({details})");
+    if answer.status == 200 {
+        return Ok(match status {
+            200 => Judgement::Admitted,
+            403 if is_oauth_unknown_to_the_gateway(case)
+                && details == "tollgate_application_key_invalid" =>
+            {
+                Judgement::ByDesign(ByDesign::NotOauth)
+            }
+            _ => Judgement::Differs(format!("{replied}; the backend allows it")),
+        });
+    }
+    let Some(reason) = reason else {
+        bail!(
+            "the backend gives no reason: {} {}",
+            answer.status,
+            answer.body
+        );
+    };
+    if status == 200 {
+        let overrun = document.reports.iter().any(|report| report.exceeded);
+        return Ok(match reason {
+            "limits_exceeded" if case.usage.is_empty() && overrun => {
+                Judgement::ByDesign(ByDesign::NoUsage)
+            }
+            "metric_invalid" if case.usage.contains_key(UNKNOWN_METRIC) => {
+                Judgement::ByDesign(ByDesign::UnknownMetric)
+            }
+            _ => Judgement::Differs(format!("{replied}; the backend refuses: {reason}")),
+        });
+    }
+    let expected = expected(case, reason, &document);
+    let found = expected
+        .iter()
+        .find(|(expected, name)| status == *expected && details == format!("tollgate_{name}"));
+    Ok(match found {
+        Some((_, name)) => Judgement::Refused(name),
+        None => Judgement::Differs(format!(
+            "{replied}; by the backend's reason, {reason}, one of {expected:?}"
+        )),
+    })
+}
+
+fn is_oauth_unknown_to_the_gateway(case: &Case) -> bool {
+    case.mode == Mode::AppId && case.service == OAUTH_SERVICE
+}
+
+/// Why the backend refuses what the gateway understands in another way.
+fn otherwise_understood(case: &Case, answer: &Answer) -> Option<ByDesign> {
+    let document = Document::read(&answer.body).unwrap_or_default();
+    if document.error.as_deref() == Some("authentication_error") {
+        return Some(ByDesign::BothIds);
+    }
+    let reason = answer.header("3scale-rejection-reason");
+    let blank_key = case.mode == Mode::Oauth && reason == Some("application_key_invalid");
+    blank_key.then_some(ByDesign::BlankKey)
+}
+
+/// The replies of the filter that say the same as the backend's reason: status and name.
+fn expected(case: &Case, reason: &str, document: &Document) -> Vec<(u16, &'static str)> {
+    match reason {
+        "limits_exceeded" => {
+            let disabled = document
+                .reports
+                .iter()
+                .any(|report| report.max == 0 && report.current + costs(case, &report.metric) > 0);
+            // Which of several limits is told is open.
+            if disabled {
+                vec![(403, "metric_disabled"), (429, "limit_exceeded")]
+            } else {
+                vec![(429, "limit_exceeded")]
+            }
+        }
+        "user_key_invalid" | "application_not_found" if !case.has_credential() => {
+            vec![(401, "no_credential")]
+        }
+        "user_key_invalid" if case.mode == Mode::UserKey => {
+            vec![(403, "user_key_invalid"), (403, "credential_unusable")]
+        }
+        "application_not_found" if case.mode != Mode::UserKey => {
+            vec![(403, "application_not_found"), (403, "credential_unusable")]
+        }
+        // The service looks for what the gateway does not send.
+        "user_key_invalid" | "application_not_found" => vec![(503, "misconfigured")],
+        "application_key_invalid" => vec![(403, "application_key_invalid")],
+        "application_not_active" => vec![(403, "application_not_active")],
+        "service_not_active" => vec![(403, "service_not_active")],
+        "referrer_not_allowed" => vec![(403, "referrer_not_allowed")],
+        "not_valid_data" => vec![(403, "credential_unusable")],
+        "metric_invalid" | "service_token_invalid" | "oauth_not_enabled" => {
+            vec![(503, "misconfigured")]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What a case costs on a metric, given its ancestors are known by the data.
+fn costs(case: &Case, metric: &str) -> u64 {
+    let Ok(data) = Data::read() else {
+        return 0;
+    };
+    let mut costs = 0;
+    for (used, delta) in &case.usage {
+        let mut next = Some(used);
+        while let Some(name) = next {
+            costs += if name == metric { *delta } else { 0 };
+            next = data.metrics.get(name).and_then(Option::as_ref);
+        }
+    }
+    costs
+}
