@@ -7,8 +7,8 @@ use super::abi::{self, Action, BufferType};
 use super::clock;
 use super::local_reply::Reply;
 use super::logger::{self, Seldom};
-use super::root::Root;
 use super::root::bodies::{Bodies, LARGEST_BODY, is_too_large};
+use super::root::{Root, tick_period};
 use super::seed;
 use super::shared_data::HostSharedData;
 use crate::authorization::{Applications, Flights};
@@ -101,7 +101,7 @@ impl Vm {
                 slots / 2
             );
         }
-        let tick = tick_milliseconds(&configuration);
+        let tick = tick_period(&configuration);
         let Some(root) = Root::new(root_id, configuration, shared, clock::now()) else {
             error!("configuration refused: shared data is not available");
             return false;
@@ -250,13 +250,6 @@ impl Vm {
             root.on_call_response(token, shared);
         }
     }
-}
-
-/// A flush is never late by more than a tenth of its interval, nor a refresh by more
-/// than a second.
-fn tick_milliseconds(configuration: &Configuration) -> u32 {
-    let interval = configuration.reporting.interval.as_millis();
-    u32::try_from(interval.min(1_000)).unwrap_or(1_000)
 }
 
 fn read_configuration() -> Result<Configuration, String> {

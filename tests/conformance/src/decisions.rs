@@ -396,6 +396,7 @@ impl<'a> Judged<'a> {
         let ours = match refusal {
             Refusal::Denied(denial) => denial.as_str(),
             Refusal::Limited { .. } | Refusal::Disabled => "limits_exceeded",
+            Refusal::Early => "early",
             Refusal::TooManyMetrics => "too_many_metrics",
         };
         if ours != why {
