@@ -9,8 +9,8 @@ use crate::credentials::Digest;
 use crate::moment::Moment;
 use crate::shared_data::{Key, SharedData};
 
-const KIND: u8 = b'q';
-const MAGIC: &[u8; 4] = b"TGq1";
+const KIND: u8 = b'e';
+const MAGIC: &[u8; 4] = b"TGe1";
 
 /// Between two questions about the keys of an application, and after any answer about it.
 /// So a new key works after so long at the latest (and what the backend caches itself).

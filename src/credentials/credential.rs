@@ -60,11 +60,12 @@ impl<'a> Credential<'a> {
     #[must_use]
     pub fn new(kind: Kind, value: Cow<'a, [u8]>) -> Option<Self> {
         let value = text(value)?;
-        let value = match kind {
-            // 3scale looks a user_key up with every white space as a plus. Told apart here,
-            // one application would have a record, and limits, for each way to write its key.
-            Kind::UserKey if value.contains(' ') => Cow::Owned(value.replace(' ', "+")),
-            Kind::UserKey | Kind::AppId => value,
+        // 3scale looks an application up with every white space as a plus. Told apart here,
+        // one application would have a record, and limits, for each way to write its name.
+        let value = if value.contains(' ') {
+            Cow::Owned(value.replace(' ', "+"))
+        } else {
+            value
         };
         Some(Self {
             kind,

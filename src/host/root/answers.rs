@@ -11,7 +11,7 @@ use crate::host::local_reply::Reply;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::{AuthorizeAnswer, Denial, ReportAnswer, ReportBody};
+use crate::service_management::{AuthorizeAnswer, Denial, Failure, ReportAnswer, ReportBody};
 use crate::usage::{Accounts, Terms, push};
 
 /// Questions after the first with which an application's keys are found out.
@@ -124,7 +124,12 @@ impl Root {
             AuthorizeAnswer::Failed(failure) => {
                 at_work.stats.count(Counter::AuthorizeFailures);
                 at_work.failed(failure.as_str(), now);
-                self.unheard()
+                match failure {
+                    // Service management is there, and what it says may be of the consumer's
+                    // making: nobody is let in for that.
+                    Failure::Malformed(_) => Basis::Known(Reply::BackendFailed),
+                    _ => self.unheard(),
+                }
             }
         };
         // Others first: they go on while this VM does.

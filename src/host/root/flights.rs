@@ -8,7 +8,7 @@
 use super::basis::Basis;
 use super::gate::Shut;
 use super::{Call, Fetch, Root, Waiting, milliseconds};
-use crate::authorization::{Asked, Joined, Landing, Mailbox, Message, Verdict, mailboxes};
+use crate::authorization::{Joined, Landing, Mailbox, Message, Verdict, mailboxes};
 use crate::config::Unknown;
 use crate::credentials::Digest;
 use crate::host::abi;
@@ -171,7 +171,6 @@ impl Root {
 
     /// Asks for those who have waited so far: what the first of them needs to know.
     fn ask_for(&mut self, digest: Digest, shared: &mut Shared, now: Moment) {
-        let passed = self.pass_gate(shared, now);
         let asked = loop {
             let Some(fetch) = self.fetches.get(&digest) else {
                 return;
@@ -180,9 +179,6 @@ impl Root {
                 self.take_fetch(digest);
                 self.land(digest, Landing::Remembered, shared);
                 return;
-            }
-            if passed.is_err() {
-                break Asked::default();
             }
             if let Some(asked) = self.question(digest, fetch, shared, now) {
                 break asked;
@@ -209,7 +205,7 @@ impl Root {
         let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        let asked = passed.and_then(|()| {
+        let asked = self.pass_gate(shared, now).and_then(|()| {
             self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
                 .ok_or(Shut::NoCall)
         });
@@ -327,7 +323,13 @@ impl Root {
             matches!(basis, Basis::Remembered) && waiting.answers < MOST_ANSWERS
         };
         let (mut again, over): (Vec<_>, Vec<_>) = waiting.into_iter().partition(may_wait);
-        self.refuse_all(fetch.service, &over, Reply::Contended, now);
+        // Who has waited long enough is decided on what was known before, if anything was.
+        let fetch = Fetch {
+            waiting: over,
+            ..fetch
+        };
+        let mut known = Basis::Known(Reply::Contended);
+        self.decide_about(digest, &fetch, &mut known, shared, now);
         if let (Basis::LetInUncached(_), Some(at_work)) =
             (&basis, self.services.get_mut(fetch.service))
         {
@@ -394,16 +396,6 @@ impl Root {
             at_work.refuse_waiting(reply, shared.applications.take_quota(), now);
         }
         unknown
-    }
-
-    fn refuse_all(&self, service: usize, waiting: &[Waiting], reply: Reply, now: Moment) {
-        for waiting in waiting {
-            if abi::set_effective_context(waiting.stream_id).is_ok()
-                && let Some(at_work) = self.services.get(service)
-            {
-                at_work.refuse_waiting(reply, None, now);
-            }
-        }
     }
 
     /// What becomes of an application that nobody could say anything about.

@@ -9,7 +9,7 @@ use super::Root;
 use crate::authorization::{Landing, Passage, Turn};
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::AuthorizeAnswer;
+use crate::service_management::{AuthorizeAnswer, Failure};
 use log::{info, warn};
 
 /// Why nobody is asked.
@@ -50,10 +50,13 @@ impl Root {
 
     /// A question is asked now, if it may be.
     pub(super) fn pass_gate(&self, shared: &Shared, now: Moment) -> Result<(), Shut> {
-        if !self.breaker.pass(&shared.data, now, self.longest()) {
-            return Err(Shut::BreakerOpen);
+        // The passage last: it may be the probe that the breaker waits for.
+        self.spend(shared, now)?;
+        if self.breaker.pass(&shared.data, now, self.longest()) {
+            Ok(())
+        } else {
+            Err(Shut::BreakerOpen)
         }
-        self.spend(shared, now)
     }
 
     /// Takes a question out of the budget.
@@ -68,6 +71,9 @@ impl Root {
     /// Takes in what an answer says of service management itself.
     pub(super) fn judge(&self, answer: &AuthorizeAnswer, shared: &mut Shared, now: Moment) {
         let turn = match answer {
+            // About one application and nobody else: some of what it contains is its
+            // consumer's choice, and must not shut the gate for others.
+            AuthorizeAnswer::Failed(Failure::Malformed(_)) => None,
             AuthorizeAnswer::Failed(_) => {
                 let jitter = shared.random();
                 self.breaker.failed(&shared.data, now, jitter)

@@ -2,7 +2,7 @@
 
 use super::gate::Shut;
 use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
-use crate::authorization::{Asked, Joined, Landing, Quota, Verdict, application};
+use crate::authorization::{Asked, Joined, Landing, Verdict, application};
 use crate::config::{NoService, Unknown, UnmatchedHosts};
 use crate::credentials::{Body, Digest, Found, Kind, Stripped};
 use crate::host::abi::{self, Action, HostResult, MapType};
@@ -46,17 +46,10 @@ impl Root {
                 return Action::Pause;
             }
         };
-        let mut quota = None;
-        match self.decide(
-            (stream_id, service),
-            &request,
-            body,
-            &mut quota,
-            shared,
-            now,
-        ) {
+        match self.decide(stream_id, service, &request, body, shared, now) {
             Ok(action) => action,
             Err(reply) => {
+                let quota = shared.applications.take_quota();
                 reply.send(self.replies(service), wants_grpc(&headers), quota, now);
                 Action::Pause
             }
@@ -83,14 +76,13 @@ impl Root {
         }
     }
 
-    /// Decides about a request of a service. `quota` is what the caller is to be told of
-    /// the limit that refuses it, if anything.
+    /// Decides about a request of a service.
     fn decide(
         &mut self,
-        (stream_id, index): (u32, usize),
+        stream_id: u32,
+        index: usize,
         request: &Request<'_>,
         body: Body<'_>,
-        quota: &mut Option<Quota>,
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
@@ -142,10 +134,7 @@ impl Root {
                 }
                 Ok(Action::Continue)
             }
-            Ok(Verdict::Refused(refusal)) => {
-                *quota = shared.applications.take_quota();
-                Err(at_work.refused(refusal.into()))
-            }
+            Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
             Err(_) => Err(at_work.refused(Reply::Contended)),
             Ok(Verdict::Unknown) => {
                 let waiting = Waiting {
@@ -208,12 +197,7 @@ impl Root {
             }
             Joined::Alone => {}
         }
-        let passed = self.pass_gate(shared, now);
-        let asked = match passed {
-            Ok(()) => self.question(digest, &fetch, shared, now),
-            Err(_) => Some(Asked::default()),
-        };
-        let Some(asked) = asked else {
+        let Some(asked) = self.question(digest, &fetch, shared, now) else {
             self.land(digest, Landing::Remembered, shared);
             let denial = Denial::ApplicationKeyInvalid;
             return Err(self.refused(service, Reply::Denied(denial)));
@@ -221,7 +205,7 @@ impl Root {
         fetch.asked = asked;
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
-        let asked = passed.and_then(|()| {
+        let asked = self.pass_gate(shared, now).and_then(|()| {
             self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
                 .ok_or(Shut::NoCall)
         });
@@ -274,6 +258,9 @@ impl Root {
             Ok(Verdict::Unknown) => return None,
             Ok(Verdict::Admitted { stale }) => {
                 at_work.admitted(stale);
+                if let Some(left) = shared.applications.take_quota() {
+                    tell(&left, now);
+                }
                 Ok(Action::Continue)
             }
             Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
@@ -341,6 +328,9 @@ impl Root {
                     at_work.stats.count(Counter::AdmittedUnknown);
                 }
                 at_work.admitted(stale && !let_in);
+                if let Some(left) = shared.applications.take_quota() {
+                    tell(&left, now);
+                }
                 Ok(Action::Continue)
             }
             Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
