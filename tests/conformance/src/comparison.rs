@@ -7,8 +7,9 @@
 //! Requests are made in rounds, in each one for every application. First the backend is
 //! asked about all of them, with their usage predicted; then they go through Envoy; then
 //! it is waited for that the usage of those that were let in is reported and counts, all of
-//! it. A phase is many rounds within one minute, after other usage, or none, of the same
-//! minute; it is repeated if the minute ended in it.
+//! it. A phase is many rounds, after others have used something or nothing. When a minute
+//! ends, windows begin anew, perhaps not at the same moment for both: the round is not
+//! judged, and the phase goes on from it with a new gateway.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -75,19 +76,19 @@ pub struct Compared {
     pub by_design: BTreeMap<ByDesign, usize>,
     /// How many usage reports of the backend were found to be what was let in, and no more.
     pub counts: usize,
-    /// How many phases a minute's end had cut in two, so that they were repeated.
-    pub repeated: usize,
+    /// How often a minute's end had cut a phase in two.
+    pub cuts: usize,
     /// Everything else.
     pub differences: Vec<String>,
 }
 
 /// How long usage may take from the request until it counts.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// So many seconds of a minute must be left for a phase, and for one that was cut in two.
+/// How long the gateway takes an answer for fresh: whole seconds.
+const FRESH: Duration = Duration::from_secs(1);
+/// So many seconds of a minute must be left to begin with a phase, and to go on with it.
 const ROOM: u64 = 12;
-const MORE_ROOM: u64 = 55;
-/// How often a phase may be cut in two.
-const MOST_ATTEMPTS: usize = 5;
+const MORE_ROOM: u64 = 45;
 
 /// What is started for a phase.
 pub struct Programs {
@@ -164,54 +165,56 @@ pub async fn compare(
     let data = Data::read()?;
     let mut compared = Compared::default();
     let echo = Echo::start().await?;
+    let rightly: Vec<_> = data
+        .services
+        .iter()
+        .map(|(id, service)| {
+            configuration(&data, id, service, Mode::of(service), &data.service_token)
+        })
+        .collect();
+    let mut parts = Vec::new();
     for phase in &PHASES {
-        progress(phase.name);
-        let phase_of = async |wire: &mut Wire| {
-            let mut run = Run::start(wire, programs, &echo, &data, &data.service_token).await?;
-            run.phase(phase)
-                .await
-                .map(|within| within.then_some(run.compared))
-        };
-        within_a_minute(wire, &mut compared, phase_of)
-            .await
-            .with_context(|| phase.name)?;
+        parts.push(Part {
+            phase,
+            services: rightly.clone(),
+            rounds: rounds(&data, phase),
+        });
     }
-    progress("the gateway is misconfigured");
     for wrongs in WRONGS {
-        let misconfigured =
-            async |wire: &mut Wire| misconfigured(wire, programs, &echo, &data, wrongs).await;
-        within_a_minute(wire, &mut compared, misconfigured).await?;
+        parts.push(misconfigured(&data, wrongs)?);
+    }
+    for mut part in parts {
+        progress(part.phase.name);
+        let mut room = ROOM;
+        loop {
+            wire.room_in_the_minute(room).await;
+            room = MORE_ROOM;
+            let left = part.rounds.len();
+            let mut run = Run::start(wire, programs, &echo, &data, &part.services).await?;
+            run.part(&mut part).await.with_context(|| part.phase.name)?;
+            compared.add(run.compared);
+            if part.rounds.is_empty() {
+                break;
+            }
+            compared.cuts += 1;
+            ensure!(part.rounds.len() < left, "no round lies within a minute");
+        }
     }
     Ok(compared)
 }
 
-/// Repeats a part until it lies within a minute (it says so itself, by a result), and adds
-/// what came of it.
-async fn within_a_minute(
-    wire: &mut Wire,
-    compared: &mut Compared,
-    mut part: impl AsyncFnMut(&mut Wire) -> Result<Option<Compared>>,
-) -> Result<()> {
-    for attempt in 0..MOST_ATTEMPTS {
-        let room = if attempt == 0 { ROOM } else { MORE_ROOM };
-        wire.room_in_the_minute(room).await;
-        let Some(more) = part(wire).await? else {
-            compared.repeated += 1;
-            continue;
-        };
-        compared.decisions += more.decisions;
-        compared.admitted += more.admitted;
-        compared.counts += more.counts;
-        for (reason, count) in more.refused {
-            *compared.refused.entry(reason).or_default() += count;
-        }
-        for (class, count) in more.by_design {
-            *compared.by_design.entry(class).or_default() += count;
-        }
-        compared.differences.extend(more.differences);
-        return Ok(());
-    }
-    bail!("it never lay within a minute");
+/// Requests for a gateway with these services.
+struct Part {
+    phase: &'static Phase,
+    services: Vec<Value>,
+    rounds: VecDeque<Round>,
+}
+
+/// Requests that do not depend on each other.
+struct Round {
+    /// The gateway's token for their services.
+    token: String,
+    cases: Vec<Case>,
 }
 
 /// A gateway that knows nobody yet, and what it has let in.
@@ -221,7 +224,6 @@ struct Run<'a> {
     /// Several, so that several of Envoy's workers see requests.
     clients: Vec<Client>,
     data: &'a Data,
-    token: &'a str,
     began: Duration,
     requests: usize,
     /// What must count: service, application, metric, with all that counts for it.
@@ -230,29 +232,13 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Takes all usage away and starts a gateway.
+    /// Takes all usage away and starts a gateway with these services.
     async fn start(
         wire: &'a mut Wire,
         programs: &Programs,
         echo: &Echo,
         data: &'a Data,
-        token: &'a str,
-    ) -> Result<Self> {
-        let services = data
-            .services
-            .iter()
-            .map(|(id, service)| configuration(data, id, service, Mode::of(service), token))
-            .collect();
-        Self::start_with(wire, programs, echo, data, token, services).await
-    }
-
-    async fn start_with(
-        wire: &'a mut Wire,
-        programs: &Programs,
-        echo: &Echo,
-        data: &'a Data,
-        token: &'a str,
-        services: Vec<Value>,
+        services: &[Value],
     ) -> Result<Self> {
         wire.reset().await?;
         let began = wire.clock().unwrap_or_default();
@@ -271,7 +257,7 @@ impl<'a> Run<'a> {
                     "timeout": "30s",
                 },
                 "services": services,
-                "authorization": { "ttl": "1s" },
+                "authorization": { "ttl": format!("{}s", FRESH.as_secs()) },
                 "reporting": { "interval": "100ms", "timeout": "30s" },
             })),
             upstream: Some(echo.address()),
@@ -285,7 +271,6 @@ impl<'a> Run<'a> {
             envoy,
             clients,
             data,
-            token,
             began,
             requests: 0,
             used: BTreeMap::new(),
@@ -293,36 +278,42 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Says whether all of it lay within a minute.
-    async fn phase(&mut self, phase: &Phase) -> Result<bool> {
-        if !self.others_use(phase.before).await? {
-            return Ok(false);
+    /// Does rounds and takes them out of the part, until it is done or the minute ends.
+    async fn part(&mut self, part: &mut Part) -> Result<()> {
+        if !self.others_use(part.phase.before).await? {
+            return Ok(());
         }
-        let mut queues = queues(self.data, phase);
-        let longest = queues.iter().map(VecDeque::len).max().unwrap_or_default();
-        for round in 0..longest {
-            if round == longest / 2 && !phase.meanwhile.is_empty() {
-                let within = self.others_use(phase.meanwhile).await? && self.refresh().await?;
+        let half = part.rounds.len() / 2;
+        let mut done = 0;
+        while let Some(round) = part.rounds.front() {
+            if done == half && !part.phase.meanwhile.is_empty() {
+                let within = self.others_use(part.phase.meanwhile).await? && self.refresh().await?;
                 if !within {
-                    return Ok(false);
+                    return Ok(());
                 }
             }
-            let cases: Vec<_> = queues.iter_mut().filter_map(VecDeque::pop_front).collect();
-            if !self.round(&cases).await? {
-                return Ok(false);
+            let Some(concerned) = self.round(round).await? else {
+                return Ok(());
+            };
+            part.rounds.pop_front();
+            done += 1;
+            if !self.settle(&concerned).await? {
+                return Ok(());
             }
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// One request for each case, decided by both. Says whether it is still the same minute.
-    async fn round(&mut self, cases: &[Case]) -> Result<bool> {
+    /// One request for each case, decided by both. Returns the applications that were let in;
+    /// none, and nothing is judged, if the minute has ended.
+    async fn round(&mut self, round: &Round) -> Result<Option<BTreeSet<(String, String)>>> {
+        let Round { token, cases } = round;
         let mut asked = Vec::new();
         for case in cases {
-            let answer = self.wire.ask(&case.question(self.token)).await?;
+            let answer = self.wire.ask(&case.question(token)).await?;
             let understood = match case.understood() {
                 Some(understood) => {
-                    let answer = self.wire.ask(&understood.question(self.token)).await?;
+                    let answer = self.wire.ask(&understood.question(token)).await?;
                     Some((understood, answer))
                 }
                 None => None,
@@ -337,7 +328,7 @@ impl<'a> Run<'a> {
         }
         let details = self.details(cases, &replies).await?;
         if !self.is_within() {
-            return Ok(false);
+            return Ok(None);
         }
         let mut concerned = BTreeSet::new();
         for (case, (((answer, understood), (number, status)), details)) in
@@ -364,7 +355,7 @@ impl<'a> Run<'a> {
             }
             self.compared.note(case, judgement);
         }
-        self.settle(&concerned).await
+        Ok(Some(concerned))
     }
 
     async fn request(&self, case: &Case, number: usize) -> Result<u16> {
@@ -505,9 +496,19 @@ impl<'a> Run<'a> {
     /// Makes the gateway ask again about all applications that it has records of. Says whether
     /// it is still the same minute.
     async fn refresh(&mut self) -> Result<bool> {
-        // Past the time for which answers are fresh.
-        tokio::time::sleep(Duration::from_millis(1_100)).await;
-        let before = self.refreshes().await?;
+        // Past the time for which answers are fresh, the last of them as well.
+        let mut before = self.refreshes().await?;
+        loop {
+            tokio::time::sleep(FRESH + Duration::from_millis(200)).await;
+            let calls = self.refreshes().await?;
+            if !self.is_within() {
+                return Ok(false);
+            }
+            if calls == before {
+                break;
+            }
+            before = calls;
+        }
         let mut poked: u64 = 0;
         for (id, service) in &self.data.services {
             for (name, application) in &service.applications {
@@ -530,6 +531,9 @@ impl<'a> Run<'a> {
         }
         let until = Instant::now() + PATIENCE;
         while self.refreshes().await? < before + poked {
+            if !self.is_within() {
+                return Ok(false);
+            }
             ensure!(Instant::now() < until, "the gateway does not ask again");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -551,9 +555,9 @@ impl<'a> Run<'a> {
     }
 }
 
-/// For each application, and for nobody, the requests in their order.
-fn queues(data: &Data, phase: &Phase) -> Vec<VecDeque<Case>> {
-    let mut queues = Vec::new();
+/// In each round a request for each application, and for nobody.
+fn rounds(data: &Data, phase: &Phase) -> VecDeque<Round> {
+    let mut queues: Vec<VecDeque<Case>> = Vec::new();
     for (shift, (id, service)) in data.services.iter().enumerate() {
         for (offset, (name, application)) in service.applications.iter().enumerate() {
             let mut consumers = consumers_of(service, name, application);
@@ -602,19 +606,30 @@ fn queues(data: &Data, phase: &Phase) -> Vec<VecDeque<Case>> {
             );
         }
     }
-    queues
+    let mut rounds = VecDeque::new();
+    loop {
+        let cases: Vec<_> = queues.iter_mut().filter_map(VecDeque::pop_front).collect();
+        if cases.is_empty() {
+            return rounds;
+        }
+        rounds.push_back(Round {
+            token: data.service_token.clone(),
+            cases,
+        });
+    }
 }
 
-/// A gateway that is wrongly configured for each service: a rule of an unknown metric, a wrong
-/// mode, a wrong token, or OAuth where there is none.
-async fn misconfigured(
-    wire: &mut Wire,
-    programs: &Programs,
-    echo: &Echo,
-    data: &Data,
-    wrongs: &[Wrong],
-) -> Result<Option<Compared>> {
+const MISCONFIGURED: Phase = Phase {
+    name: "the gateway is misconfigured",
+    before: &[],
+    meanwhile: &[],
+    wrong_credentials: false,
+};
+
+/// A gateway that is wrongly configured for each service.
+fn misconfigured(data: &Data, wrongs: &[Wrong]) -> Result<Part> {
     let mut services = Vec::new();
+    let mut rounds = VecDeque::new();
     for wrong in wrongs {
         let id = wrong.service;
         let service = data.services.get(id).with_context(|| id.to_owned())?;
@@ -624,11 +639,6 @@ async fn misconfigured(
             rules.push(rule_of_unknown_metric());
         }
         services.push(service);
-    }
-    let mut run =
-        Run::start_with(wire, programs, echo, data, &data.service_token, services).await?;
-    for wrong in wrongs {
-        run.token = wrong.token.unwrap_or(&data.service_token);
         for id in wrong.ids {
             let case = Case {
                 service: wrong.service.to_owned(),
@@ -641,15 +651,20 @@ async fn misconfigured(
                 },
                 usage: Usage::from([(wrong.metric.to_owned(), 1)]),
             };
-            if !run.round(&[case]).await? {
-                return Ok(None);
-            }
+            rounds.push_back(Round {
+                token: token.to_owned(),
+                cases: vec![case],
+            });
         }
     }
-    Ok(Some(run.compared))
+    Ok(Part {
+        phase: &MISCONFIGURED,
+        services,
+        rounds,
+    })
 }
 
-/// What is wrong about a service's configuration.
+/// What is wrong about a service's configuration: an unknown metric, the mode or the token.
 struct Wrong {
     service: &'static str,
     mode: Mode,
@@ -734,6 +749,19 @@ enum Judgement {
 }
 
 impl Compared {
+    fn add(&mut self, more: Self) {
+        self.decisions += more.decisions;
+        self.admitted += more.admitted;
+        self.counts += more.counts;
+        for (reason, count) in more.refused {
+            *self.refused.entry(reason).or_default() += count;
+        }
+        for (class, count) in more.by_design {
+            *self.by_design.entry(class).or_default() += count;
+        }
+        self.differences.extend(more.differences);
+    }
+
     fn note(&mut self, case: &Case, judgement: Judgement) {
         self.decisions += 1;
         match judgement {

@@ -78,10 +78,10 @@ fn summarize_decisions(compared: &Compared) {
         println!("{difference}");
     }
     println!(
-        "decisions: {} compared, {} differences ({} phases repeated at a minute's end)",
+        "decisions: {} compared, {} differences ({} phases cut at a minute's end)",
         compared.decisions,
         compared.differences.len(),
-        compared.repeated
+        compared.cuts
     );
     println!("  {} admitted by both", compared.admitted);
     for (reason, count) in &compared.refused {
