@@ -25,7 +25,7 @@ use crate::cases::{
     Case, Consumer, Mode, UNKNOWN_METRIC, Usage, configuration, consumers_of, host,
     rule_of_unknown_metric, strangers, usages,
 };
-use crate::data::Data;
+use crate::data::{Data, Metrics};
 use crate::document::Document;
 use crate::replay::Answer;
 use crate::server::{Server, Wire};
@@ -308,6 +308,7 @@ impl<'a> Run<'a> {
     /// none, and nothing is judged, if the minute has ended.
     async fn round(&mut self, round: &Round) -> Result<Option<BTreeSet<(String, String)>>> {
         let Round { token, cases } = round;
+        let metrics = &self.data.metrics;
         let mut asked = Vec::new();
         for case in cases {
             let answer = self.wire.ask(&case.question(token)).await?;
@@ -342,12 +343,14 @@ impl<'a> Run<'a> {
                 concerned.insert(who);
             }
             let named = || format!("{}: {:?}", case.path(*number), case.consumer);
-            let mut judgement = judge(case, answer, *status, details).with_context(named)?;
+            let mut judgement =
+                judge(metrics, case, answer, *status, details).with_context(named)?;
             if let Judgement::Differs(_) = &judgement
                 && let Some(class) = otherwise_understood(case, answer)
                 && let Some((case, answer)) = understood
             {
-                let as_understood = judge(case, answer, *status, details).with_context(named)?;
+                let as_understood =
+                    judge(metrics, case, answer, *status, details).with_context(named)?;
                 judgement = match as_understood {
                     Judgement::Differs(_) => judgement,
                     _ => Judgement::ByDesign(class),
@@ -396,12 +399,8 @@ impl<'a> Run<'a> {
     /// Notes that usage must count for an application, and for all ancestors.
     fn count(&mut self, who: &(String, String), usage: &Usage) {
         let used = self.used.entry(who.clone()).or_default();
-        for (metric, delta) in usage {
-            let mut next = Some(metric);
-            while let Some(metric) = next {
-                *used.entry(metric.clone()).or_default() += delta;
-                next = self.data.metrics.get(metric).and_then(Option::as_ref);
-            }
+        for (metric, charge) in charges(&self.data.metrics, usage) {
+            *used.entry(metric).or_default() += charge;
         }
     }
 
@@ -779,7 +778,13 @@ impl Compared {
 }
 
 /// Holds the filter's reply (status, and details of the access log) against the backend's.
-fn judge(case: &Case, answer: &Answer, status: u16, details: &str) -> Result<Judgement> {
+fn judge(
+    metrics: &Metrics,
+    case: &Case,
+    answer: &Answer,
+    status: u16,
+    details: &str,
+) -> Result<Judgement> {
     let document = Document::read(&answer.body).unwrap_or_default();
     let reason = answer
         .header("3scale-rejection-reason")
@@ -815,7 +820,7 @@ fn judge(case: &Case, answer: &Answer, status: u16, details: &str) -> Result<Jud
             _ => Judgement::Differs(format!("{replied}; the backend refuses: {reason}")),
         });
     }
-    let expected = expected(case, reason, &document);
+    let expected = expected(metrics, case, reason, &document);
     let found = expected
         .iter()
         .find(|(expected, name)| status == *expected && details == format!("tollgate_{name}"));
@@ -843,13 +848,19 @@ fn otherwise_understood(case: &Case, answer: &Answer) -> Option<ByDesign> {
 }
 
 /// The replies of the filter that say the same as the backend's reason: status and name.
-fn expected(case: &Case, reason: &str, document: &Document) -> Vec<(u16, &'static str)> {
+fn expected(
+    metrics: &Metrics,
+    case: &Case,
+    reason: &str,
+    document: &Document,
+) -> Vec<(u16, &'static str)> {
     match reason {
         "limits_exceeded" => {
+            let charges = charges(metrics, &case.usage);
             let disabled = document
                 .reports
                 .iter()
-                .any(|report| report.max == 0 && report.current + costs(case, &report.metric) > 0);
+                .any(|report| report.max == 0 && charges.contains_key(&report.metric));
             // Which of several limits is told is open.
             if disabled {
                 vec![(403, "metric_disabled"), (429, "limit_exceeded")]
@@ -880,18 +891,227 @@ fn expected(case: &Case, reason: &str, document: &Document) -> Vec<(u16, &'stati
     }
 }
 
-/// What a case costs on a metric, given its ancestors are known by the data.
-fn costs(case: &Case, metric: &str) -> u64 {
-    let Ok(data) = Data::read() else {
-        return 0;
-    };
-    let mut costs = 0;
-    for (used, delta) in &case.usage {
-        let mut next = Some(used);
-        while let Some(name) = next {
-            costs += if name == metric { *delta } else { 0 };
-            next = data.metrics.get(name).and_then(Option::as_ref);
+/// What a usage counts on each metric, ancestors included.
+fn charges(metrics: &Metrics, usage: &Usage) -> Usage {
+    let mut charges = Usage::new();
+    for (metric, delta) in usage {
+        let mut next = Some(metric);
+        while let Some(metric) = next {
+            *charges.entry(metric.clone()).or_default() += delta;
+            next = metrics.get(metric).and_then(Option::as_ref);
         }
     }
-    costs
+    charges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(mode: Mode, credentials: &[(&'static str, &str)], usage: &[(&str, u64)]) -> Case {
+        let owned = |(name, value): &(&'static str, &str)| (*name, (*value).to_owned());
+        let usage = usage.iter();
+        Case {
+            service: "1001".to_owned(),
+            mode,
+            application: None,
+            consumer: Consumer {
+                label: String::new(),
+                credentials: credentials.iter().map(owned).collect(),
+                referrer: None,
+            },
+            usage: usage
+                .map(|(metric, delta)| ((*metric).to_owned(), *delta))
+                .collect(),
+        }
+    }
+
+    fn metrics() -> Metrics {
+        Data::read().unwrap().metrics
+    }
+
+    fn hit() -> Case {
+        case(Mode::UserKey, &[("user_key", "k")], &[("hits", 1)])
+    }
+
+    fn allowed() -> Answer {
+        Answer {
+            status: 200,
+            headers: Vec::new(),
+            body: String::new(),
+        }
+    }
+
+    fn denied(reason: &str, body: &str) -> Answer {
+        Answer {
+            status: 409,
+            headers: vec![("3scale-rejection-reason".to_owned(), reason.to_owned())],
+            body: body.to_owned(),
+        }
+    }
+
+    fn error(code: &str) -> Answer {
+        Answer {
+            status: 403,
+            headers: Vec::new(),
+            body: format!("<error code=\"{code}\"/>"),
+        }
+    }
+
+    fn differs(case: &Case, answer: &Answer, status: u16, details: &str) -> bool {
+        let judgement = judge(
+            &metrics(),
+            case,
+            answer,
+            status,
+            &format!("tollgate_{details}"),
+        )
+        .unwrap();
+        matches!(judgement, Judgement::Differs(_))
+    }
+
+    #[test]
+    fn both_let_in_or_both_refuse() {
+        assert_eq!(
+            judge(&metrics(), &hit(), &allowed(), 200, "via_upstream").unwrap(),
+            Judgement::Admitted
+        );
+        assert!(differs(&hit(), &allowed(), 429, "limit_exceeded"));
+        assert!(differs(
+            &hit(),
+            &denied("limits_exceeded", ""),
+            200,
+            "via_upstream"
+        ));
+        assert!(!differs(
+            &hit(),
+            &denied("limits_exceeded", ""),
+            429,
+            "limit_exceeded"
+        ));
+    }
+
+    #[test]
+    fn the_reason_of_a_refusal_is_compared() {
+        let suspended = denied("application_not_active", "");
+        assert!(!differs(&hit(), &suspended, 403, "application_not_active"));
+        assert!(differs(&hit(), &suspended, 403, "user_key_invalid"));
+        assert!(differs(&hit(), &suspended, 429, "limit_exceeded"));
+        assert!(differs(&hit(), &suspended, 503, "misconfigured"));
+        // A consumer must not be told of our own misconfiguration as an invalid key.
+        assert!(differs(
+            &hit(),
+            &error("service_token_invalid"),
+            403,
+            "user_key_invalid"
+        ));
+        assert!(!differs(
+            &hit(),
+            &error("service_token_invalid"),
+            503,
+            "misconfigured"
+        ));
+        assert!(!differs(
+            &hit(),
+            &error("user_key_invalid"),
+            403,
+            "user_key_invalid"
+        ));
+        assert!(differs(
+            &hit(),
+            &error("user_key_invalid"),
+            401,
+            "no_credential"
+        ));
+    }
+
+    #[test]
+    fn a_credential_of_the_other_kind_is_none_and_the_other_mode_is_our_fault() {
+        let nobody = case(Mode::UserKey, &[("app_id", "a")], &[]);
+        assert!(!differs(
+            &nobody,
+            &error("user_key_invalid"),
+            401,
+            "no_credential"
+        ));
+        let wrong_mode = error("application_not_found");
+        assert!(!differs(&hit(), &wrong_mode, 503, "misconfigured"));
+        assert!(differs(&hit(), &wrong_mode, 403, "application_not_found"));
+    }
+
+    #[test]
+    fn a_maximum_of_0_may_be_told_as_such_and_no_other_may() {
+        let report = |max, current| {
+            format!(
+                "<status><usage_reports><usage_report metric=\"hits\" period=\"day\">\
+                 <max_value>{max}</max_value><current_value>{current}</current_value>\
+                 </usage_report></usage_reports></status>"
+            )
+        };
+        let method = case(Mode::UserKey, &[("user_key", "k")], &[("orders_vip", 1)]);
+        let off = denied("limits_exceeded", &report(0, 0));
+        assert!(!differs(&method, &off, 403, "metric_disabled"));
+        let full = denied("limits_exceeded", &report(5, 5));
+        assert!(differs(&method, &full, 403, "metric_disabled"));
+    }
+
+    #[test]
+    fn no_class_excuses_anything_else() {
+        let overrun = "<status><usage_reports><usage_report metric=\"hits\" period=\"day\" \
+                       exceeded=\"true\"></usage_report></usage_reports></status>";
+        let free = case(Mode::UserKey, &[("user_key", "k")], &[]);
+        let answer = denied("limits_exceeded", overrun);
+        assert_eq!(
+            judge(&metrics(), &free, &answer, 200, "via_upstream").unwrap(),
+            Judgement::ByDesign(ByDesign::NoUsage)
+        );
+        assert!(differs(&hit(), &answer, 200, "via_upstream"));
+        assert!(differs(
+            &hit(),
+            &error("metric_invalid"),
+            200,
+            "via_upstream"
+        ));
+        let denied = denied("application_key_invalid", "");
+        let pair = |mode, key| case(mode, &[("app_id", "a"), ("app_key", key)], &[]);
+        let class = |case: &Case| otherwise_understood(case, &denied);
+        assert_eq!(class(&pair(Mode::Oauth, " ")), Some(ByDesign::BlankKey));
+        // Not put to the backend in another way, so nothing comes of the class.
+        assert_eq!(pair(Mode::Oauth, "wrong").understood(), None);
+        assert_eq!(class(&pair(Mode::AppId, " ")), None);
+    }
+
+    #[test]
+    fn every_application_and_every_stranger_has_its_turn() {
+        let data = Data::read().unwrap();
+        let rounds = rounds(&data, &PHASES[0]);
+        let mut who: BTreeMap<(String, String), usize> = BTreeMap::new();
+        for round in &rounds {
+            let mut applications = BTreeSet::new();
+            for case in &round.cases {
+                let label = (case.service.clone(), case.consumer.label.clone());
+                *who.entry(label).or_default() += 1;
+                if let Some(application) = &case.application {
+                    let one = applications.insert((case.service.clone(), application.clone()));
+                    assert!(one, "requests of a round do not depend on each other");
+                }
+            }
+        }
+        for (id, service) in &data.services {
+            for (name, application) in &service.applications {
+                for consumer in consumers_of(service, name, application) {
+                    assert!(
+                        who.contains_key(&(id.clone(), consumer.label.clone())),
+                        "{consumer:?}"
+                    );
+                }
+            }
+            for stranger in strangers(service) {
+                assert!(
+                    who.contains_key(&(id.clone(), stranger.label.clone())),
+                    "{stranger:?}"
+                );
+            }
+        }
+    }
 }
