@@ -214,7 +214,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{at, known, metrics};
-    use super::super::{Applications, Identity, Lifetimes};
+    use super::super::{Applications, Identity, Lifetimes, Shown};
     use super::*;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -227,6 +227,25 @@ mod tests {
     };
 
     #[test]
+    fn a_key_that_has_gone_is_replaced_by_one_that_is_listed_and_not_for_ever() {
+        let question = |app_key: Option<&str>, attempt| Question {
+            slot: Slot(1),
+            digest: Digest([1; 16]),
+            kind: Kind::AppId,
+            value: b"app".to_vec(),
+            app_key: app_key.map(str::to_owned),
+            attempt,
+        };
+        let listed = || Some(vec!["k2".to_owned(), "k3".to_owned()]);
+        let after = |question: Question, listed| question.after_wrong_key(listed);
+        assert!(after(question(Some("k1"), 0), None) == Some(question(None, 1)));
+        assert!(after(question(None, 1), listed()) == Some(question(Some("k2"), 2)));
+        assert!(after(question(Some("k1"), MOST_ATTEMPTS), None).is_none());
+        assert!(after(question(None, 1), None).is_none());
+        assert!(after(question(None, 1), Some(Vec::new())).is_none());
+    }
+
+    #[test]
     fn what_another_vm_has_refreshed_since_it_was_listed_is_not_asked_again() {
         let data = Memory::default();
         let mut applications = Applications::open(&data, 8);
@@ -235,6 +254,7 @@ mod tests {
             scope: 7,
             kind: Kind::UserKey,
             value: b"alice",
+            shown: Shown::default(),
         };
         let metrics = metrics(false);
         let answer = known(Vec::new());
@@ -253,7 +273,7 @@ mod tests {
         refresher.add(slot, at(800));
         assert_eq!(asked(&mut refresher, &mut applications, 800), 1);
         refresher.failed(slot, at(800), 0);
-        let place = (slot, alice.digest);
+        let place = (slot, alice.digest, &alice.shown);
         applications
             .refresh(&data, place, Ok(&answer), &metrics, at(900), &LIFETIMES)
             .unwrap();

@@ -2,7 +2,7 @@
 //! sent. Apart from the stand-in, which keeps no credentials.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use axum::Router;
@@ -85,15 +85,26 @@ impl Recorder {
     /// What arrived, oldest first.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
-        let seen = self.seen.lock();
-        seen.unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().clone()
+    }
+
+    /// How many calls have arrived.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The questions that arrived after the first so many calls.
     #[must_use]
     pub fn questions_after(&self, calls: usize) -> Vec<Seen> {
-        let seen = self.seen().into_iter().skip(calls);
-        seen.filter(|call| call.path == "/transactions/authorize.xml")
+        let seen = self.lock();
+        let new = seen.iter().skip(calls);
+        new.filter(|call| call.path == "/transactions/authorize.xml")
+            .cloned()
             .collect()
     }
 
