@@ -323,7 +323,8 @@ impl Server for Wire {
                     (application.as_str(), metric.as_str(), "#0".to_owned())
                 })
                 .collect();
-            self.report(&service, &usages).await?;
+            let missing = "does the backend hold tests/data/dataset.yaml?";
+            self.report(&service, &usages).await.context(missing)?;
         }
         self.settle().await
     }
