@@ -220,7 +220,8 @@ impl Wire {
         let answer = self.ask(&Sent::report(form.finish())).await?;
         ensure!(
             answer.status == 202,
-            "a report for service {service}: {} {}",
+            "a report for service {service}: {} {} (does the backend hold \
+             tests/data/dataset.yaml?)",
             answer.status,
             answer.body
         );
@@ -323,8 +324,7 @@ impl Server for Wire {
                     (application.as_str(), metric.as_str(), "#0".to_owned())
                 })
                 .collect();
-            let missing = "does the backend hold tests/data/dataset.yaml?";
-            self.report(&service, &usages).await.context(missing)?;
+            self.report(&service, &usages).await?;
         }
         self.settle().await
     }
