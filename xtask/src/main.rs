@@ -32,7 +32,7 @@ enum Command {
     Setup,
     /// Build target/tollgate.wasm and check what it imports and exports.
     Build(build::Arguments),
-    /// Run every test: native, wasm32, the module, Envoy end to end.
+    /// Run every test: native, wasm32, the module, Envoy end to end, conformance.
     Test(test::Arguments),
     /// Run a gateway on this machine and show what the filter does, with real traffic.
     Demo(demo::Arguments),

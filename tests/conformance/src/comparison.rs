@@ -7,8 +7,9 @@
 //! Requests are made in rounds, in each one for every application. First the backend is
 //! asked about all of them, with their usage predicted; then they go through Envoy; then
 //! it is waited for that the usage of those that were let in is reported and counts, all of
-//! it. A phase is many rounds within one minute, after other usage, or none, of the same
-//! minute; it is repeated if the minute ended in it.
+//! it. A phase is many rounds, after others have used something or nothing. When a minute
+//! ends, windows begin anew, perhaps not at the same moment for both: the round is not
+//! judged, and the phase goes on from it with a new gateway.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -24,7 +25,7 @@ use crate::cases::{
     Case, Consumer, Mode, UNKNOWN_METRIC, Usage, configuration, consumers_of, host,
     rule_of_unknown_metric, strangers, usages,
 };
-use crate::data::Data;
+use crate::data::{Data, Metrics};
 use crate::document::Document;
 use crate::replay::Answer;
 use crate::server::{Server, Wire};
@@ -75,19 +76,19 @@ pub struct Compared {
     pub by_design: BTreeMap<ByDesign, usize>,
     /// How many usage reports of the backend were found to be what was let in, and no more.
     pub counts: usize,
-    /// How many phases a minute's end had cut in two, so that they were repeated.
-    pub repeated: usize,
+    /// How often a minute's end had cut a phase in two.
+    pub cuts: usize,
     /// Everything else.
     pub differences: Vec<String>,
 }
 
 /// How long usage may take from the request until it counts.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// So many seconds of a minute must be left for a phase, and for one that was cut in two.
+/// How long the gateway takes an answer for fresh: whole seconds.
+const FRESH: Duration = Duration::from_secs(1);
+/// So many seconds of a minute must be left to begin with a phase, and to go on with it.
 const ROOM: u64 = 12;
-const MORE_ROOM: u64 = 55;
-/// How often a phase may be cut in two.
-const MOST_ATTEMPTS: usize = 5;
+const MORE_ROOM: u64 = 45;
 
 /// What is started for a phase.
 pub struct Programs {
@@ -164,54 +165,56 @@ pub async fn compare(
     let data = Data::read()?;
     let mut compared = Compared::default();
     let echo = Echo::start().await?;
+    let rightly: Vec<_> = data
+        .services
+        .iter()
+        .map(|(id, service)| {
+            configuration(&data, id, service, Mode::of(service), &data.service_token)
+        })
+        .collect();
+    let mut parts = Vec::new();
     for phase in &PHASES {
-        progress(phase.name);
-        let phase_of = async |wire: &mut Wire| {
-            let mut run = Run::start(wire, programs, &echo, &data, &data.service_token).await?;
-            run.phase(phase)
-                .await
-                .map(|within| within.then_some(run.compared))
-        };
-        within_a_minute(wire, &mut compared, phase_of)
-            .await
-            .with_context(|| phase.name)?;
+        parts.push(Part {
+            phase,
+            services: rightly.clone(),
+            rounds: rounds(&data, phase),
+        });
     }
-    progress("the gateway is misconfigured");
     for wrongs in WRONGS {
-        let misconfigured =
-            async |wire: &mut Wire| misconfigured(wire, programs, &echo, &data, wrongs).await;
-        within_a_minute(wire, &mut compared, misconfigured).await?;
+        parts.push(misconfigured(&data, wrongs)?);
+    }
+    for mut part in parts {
+        progress(part.phase.name);
+        let mut room = ROOM;
+        loop {
+            wire.room_in_the_minute(room).await;
+            room = MORE_ROOM;
+            let left = part.rounds.len();
+            let mut run = Run::start(wire, programs, &echo, &data, &part.services).await?;
+            run.part(&mut part).await.with_context(|| part.phase.name)?;
+            compared.add(run.compared);
+            if part.rounds.is_empty() {
+                break;
+            }
+            compared.cuts += 1;
+            ensure!(part.rounds.len() < left, "no round lies within a minute");
+        }
     }
     Ok(compared)
 }
 
-/// Repeats a part until it lies within a minute (it says so itself, by a result), and adds
-/// what came of it.
-async fn within_a_minute(
-    wire: &mut Wire,
-    compared: &mut Compared,
-    mut part: impl AsyncFnMut(&mut Wire) -> Result<Option<Compared>>,
-) -> Result<()> {
-    for attempt in 0..MOST_ATTEMPTS {
-        let room = if attempt == 0 { ROOM } else { MORE_ROOM };
-        wire.room_in_the_minute(room).await;
-        let Some(more) = part(wire).await? else {
-            compared.repeated += 1;
-            continue;
-        };
-        compared.decisions += more.decisions;
-        compared.admitted += more.admitted;
-        compared.counts += more.counts;
-        for (reason, count) in more.refused {
-            *compared.refused.entry(reason).or_default() += count;
-        }
-        for (class, count) in more.by_design {
-            *compared.by_design.entry(class).or_default() += count;
-        }
-        compared.differences.extend(more.differences);
-        return Ok(());
-    }
-    bail!("it never lay within a minute");
+/// Requests for a gateway with these services.
+struct Part {
+    phase: &'static Phase,
+    services: Vec<Value>,
+    rounds: VecDeque<Round>,
+}
+
+/// Requests that do not depend on each other.
+struct Round {
+    /// The gateway's token for their services.
+    token: String,
+    cases: Vec<Case>,
 }
 
 /// A gateway that knows nobody yet, and what it has let in.
@@ -221,7 +224,6 @@ struct Run<'a> {
     /// Several, so that several of Envoy's workers see requests.
     clients: Vec<Client>,
     data: &'a Data,
-    token: &'a str,
     began: Duration,
     requests: usize,
     /// What must count: service, application, metric, with all that counts for it.
@@ -230,29 +232,13 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Takes all usage away and starts a gateway.
+    /// Takes all usage away and starts a gateway with these services.
     async fn start(
         wire: &'a mut Wire,
         programs: &Programs,
         echo: &Echo,
         data: &'a Data,
-        token: &'a str,
-    ) -> Result<Self> {
-        let services = data
-            .services
-            .iter()
-            .map(|(id, service)| configuration(data, id, service, Mode::of(service), token))
-            .collect();
-        Self::start_with(wire, programs, echo, data, token, services).await
-    }
-
-    async fn start_with(
-        wire: &'a mut Wire,
-        programs: &Programs,
-        echo: &Echo,
-        data: &'a Data,
-        token: &'a str,
-        services: Vec<Value>,
+        services: &[Value],
     ) -> Result<Self> {
         wire.reset().await?;
         let began = wire.clock().unwrap_or_default();
@@ -271,7 +257,7 @@ impl<'a> Run<'a> {
                     "timeout": "30s",
                 },
                 "services": services,
-                "authorization": { "ttl": "1s" },
+                "authorization": { "ttl": format!("{}s", FRESH.as_secs()) },
                 "reporting": { "interval": "100ms", "timeout": "30s" },
             })),
             upstream: Some(echo.address()),
@@ -285,7 +271,6 @@ impl<'a> Run<'a> {
             envoy,
             clients,
             data,
-            token,
             began,
             requests: 0,
             used: BTreeMap::new(),
@@ -293,36 +278,43 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Says whether all of it lay within a minute.
-    async fn phase(&mut self, phase: &Phase) -> Result<bool> {
-        if !self.others_use(phase.before).await? {
-            return Ok(false);
+    /// Does rounds and takes them out of the part, until it is done or the minute ends.
+    async fn part(&mut self, part: &mut Part) -> Result<()> {
+        if !self.others_use(part.phase.before).await? {
+            return Ok(());
         }
-        let mut queues = queues(self.data, phase);
-        let longest = queues.iter().map(VecDeque::len).max().unwrap_or_default();
-        for round in 0..longest {
-            if round == longest / 2 && !phase.meanwhile.is_empty() {
-                let within = self.others_use(phase.meanwhile).await? && self.refresh().await?;
+        let half = part.rounds.len() / 2;
+        let mut done = 0;
+        while let Some(round) = part.rounds.front() {
+            if done == half && !part.phase.meanwhile.is_empty() {
+                let within = self.others_use(part.phase.meanwhile).await? && self.refresh().await?;
                 if !within {
-                    return Ok(false);
+                    return Ok(());
                 }
             }
-            let cases: Vec<_> = queues.iter_mut().filter_map(VecDeque::pop_front).collect();
-            if !self.round(&cases).await? {
-                return Ok(false);
+            let Some(concerned) = self.round(round).await? else {
+                return Ok(());
+            };
+            part.rounds.pop_front();
+            done += 1;
+            if !self.settle(&concerned).await? {
+                return Ok(());
             }
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// One request for each case, decided by both. Says whether it is still the same minute.
-    async fn round(&mut self, cases: &[Case]) -> Result<bool> {
+    /// One request for each case, decided by both. Returns the applications that were let in;
+    /// none, and nothing is judged, if the minute has ended.
+    async fn round(&mut self, round: &Round) -> Result<Option<BTreeSet<(String, String)>>> {
+        let Round { token, cases } = round;
+        let metrics = &self.data.metrics;
         let mut asked = Vec::new();
         for case in cases {
-            let answer = self.wire.ask(&case.question(self.token)).await?;
+            let answer = self.wire.ask(&case.question(token)).await?;
             let understood = match case.understood() {
                 Some(understood) => {
-                    let answer = self.wire.ask(&understood.question(self.token)).await?;
+                    let answer = self.wire.ask(&understood.question(token)).await?;
                     Some((understood, answer))
                 }
                 None => None,
@@ -337,7 +329,7 @@ impl<'a> Run<'a> {
         }
         let details = self.details(cases, &replies).await?;
         if !self.is_within() {
-            return Ok(false);
+            return Ok(None);
         }
         let mut concerned = BTreeSet::new();
         for (case, (((answer, understood), (number, status)), details)) in
@@ -351,12 +343,14 @@ impl<'a> Run<'a> {
                 concerned.insert(who);
             }
             let named = || format!("{}: {:?}", case.path(*number), case.consumer);
-            let mut judgement = judge(case, answer, *status, details).with_context(named)?;
+            let mut judgement =
+                judge(metrics, case, answer, *status, details).with_context(named)?;
             if let Judgement::Differs(_) = &judgement
                 && let Some(class) = otherwise_understood(case, answer)
                 && let Some((case, answer)) = understood
             {
-                let as_understood = judge(case, answer, *status, details).with_context(named)?;
+                let as_understood =
+                    judge(metrics, case, answer, *status, details).with_context(named)?;
                 judgement = match as_understood {
                     Judgement::Differs(_) => judgement,
                     _ => Judgement::ByDesign(class),
@@ -364,7 +358,7 @@ impl<'a> Run<'a> {
             }
             self.compared.note(case, judgement);
         }
-        self.settle(&concerned).await
+        Ok(Some(concerned))
     }
 
     async fn request(&self, case: &Case, number: usize) -> Result<u16> {
@@ -405,12 +399,8 @@ impl<'a> Run<'a> {
     /// Notes that usage must count for an application, and for all ancestors.
     fn count(&mut self, who: &(String, String), usage: &Usage) {
         let used = self.used.entry(who.clone()).or_default();
-        for (metric, delta) in usage {
-            let mut next = Some(metric);
-            while let Some(metric) = next {
-                *used.entry(metric.clone()).or_default() += delta;
-                next = self.data.metrics.get(metric).and_then(Option::as_ref);
-            }
+        for (metric, charge) in charges(&self.data.metrics, usage) {
+            *used.entry(metric).or_default() += charge;
         }
     }
 
@@ -505,9 +495,19 @@ impl<'a> Run<'a> {
     /// Makes the gateway ask again about all applications that it has records of. Says whether
     /// it is still the same minute.
     async fn refresh(&mut self) -> Result<bool> {
-        // Past the time for which answers are fresh.
-        tokio::time::sleep(Duration::from_millis(1_100)).await;
-        let before = self.refreshes().await?;
+        // Past the time for which answers are fresh, the last of them as well.
+        let mut before = self.refreshes().await?;
+        loop {
+            tokio::time::sleep(FRESH + Duration::from_millis(200)).await;
+            let calls = self.refreshes().await?;
+            if !self.is_within() {
+                return Ok(false);
+            }
+            if calls == before {
+                break;
+            }
+            before = calls;
+        }
         let mut poked: u64 = 0;
         for (id, service) in &self.data.services {
             for (name, application) in &service.applications {
@@ -530,6 +530,9 @@ impl<'a> Run<'a> {
         }
         let until = Instant::now() + PATIENCE;
         while self.refreshes().await? < before + poked {
+            if !self.is_within() {
+                return Ok(false);
+            }
             ensure!(Instant::now() < until, "the gateway does not ask again");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -551,9 +554,9 @@ impl<'a> Run<'a> {
     }
 }
 
-/// For each application, and for nobody, the requests in their order.
-fn queues(data: &Data, phase: &Phase) -> Vec<VecDeque<Case>> {
-    let mut queues = Vec::new();
+/// In each round a request for each application, and for nobody.
+fn rounds(data: &Data, phase: &Phase) -> VecDeque<Round> {
+    let mut queues: Vec<VecDeque<Case>> = Vec::new();
     for (shift, (id, service)) in data.services.iter().enumerate() {
         for (offset, (name, application)) in service.applications.iter().enumerate() {
             let mut consumers = consumers_of(service, name, application);
@@ -602,19 +605,30 @@ fn queues(data: &Data, phase: &Phase) -> Vec<VecDeque<Case>> {
             );
         }
     }
-    queues
+    let mut rounds = VecDeque::new();
+    loop {
+        let cases: Vec<_> = queues.iter_mut().filter_map(VecDeque::pop_front).collect();
+        if cases.is_empty() {
+            return rounds;
+        }
+        rounds.push_back(Round {
+            token: data.service_token.clone(),
+            cases,
+        });
+    }
 }
 
-/// A gateway that is wrongly configured for each service: a rule of an unknown metric, a wrong
-/// mode, a wrong token, or OAuth where there is none.
-async fn misconfigured(
-    wire: &mut Wire,
-    programs: &Programs,
-    echo: &Echo,
-    data: &Data,
-    wrongs: &[Wrong],
-) -> Result<Option<Compared>> {
+const MISCONFIGURED: Phase = Phase {
+    name: "the gateway is misconfigured",
+    before: &[],
+    meanwhile: &[],
+    wrong_credentials: false,
+};
+
+/// A gateway that is wrongly configured for each service.
+fn misconfigured(data: &Data, wrongs: &[Wrong]) -> Result<Part> {
     let mut services = Vec::new();
+    let mut rounds = VecDeque::new();
     for wrong in wrongs {
         let id = wrong.service;
         let service = data.services.get(id).with_context(|| id.to_owned())?;
@@ -624,11 +638,6 @@ async fn misconfigured(
             rules.push(rule_of_unknown_metric());
         }
         services.push(service);
-    }
-    let mut run =
-        Run::start_with(wire, programs, echo, data, &data.service_token, services).await?;
-    for wrong in wrongs {
-        run.token = wrong.token.unwrap_or(&data.service_token);
         for id in wrong.ids {
             let case = Case {
                 service: wrong.service.to_owned(),
@@ -641,15 +650,20 @@ async fn misconfigured(
                 },
                 usage: Usage::from([(wrong.metric.to_owned(), 1)]),
             };
-            if !run.round(&[case]).await? {
-                return Ok(None);
-            }
+            rounds.push_back(Round {
+                token: token.to_owned(),
+                cases: vec![case],
+            });
         }
     }
-    Ok(Some(run.compared))
+    Ok(Part {
+        phase: &MISCONFIGURED,
+        services,
+        rounds,
+    })
 }
 
-/// What is wrong about a service's configuration.
+/// What is wrong about a service's configuration: an unknown metric, the mode or the token.
 struct Wrong {
     service: &'static str,
     mode: Mode,
@@ -734,6 +748,19 @@ enum Judgement {
 }
 
 impl Compared {
+    fn add(&mut self, more: Self) {
+        self.decisions += more.decisions;
+        self.admitted += more.admitted;
+        self.counts += more.counts;
+        for (reason, count) in more.refused {
+            *self.refused.entry(reason).or_default() += count;
+        }
+        for (class, count) in more.by_design {
+            *self.by_design.entry(class).or_default() += count;
+        }
+        self.differences.extend(more.differences);
+    }
+
     fn note(&mut self, case: &Case, judgement: Judgement) {
         self.decisions += 1;
         match judgement {
@@ -751,7 +778,13 @@ impl Compared {
 }
 
 /// Holds the filter's reply (status, and details of the access log) against the backend's.
-fn judge(case: &Case, answer: &Answer, status: u16, details: &str) -> Result<Judgement> {
+fn judge(
+    metrics: &Metrics,
+    case: &Case,
+    answer: &Answer,
+    status: u16,
+    details: &str,
+) -> Result<Judgement> {
     let document = Document::read(&answer.body).unwrap_or_default();
     let reason = answer
         .header("3scale-rejection-reason")
@@ -787,7 +820,7 @@ fn judge(case: &Case, answer: &Answer, status: u16, details: &str) -> Result<Jud
             _ => Judgement::Differs(format!("{replied}; the backend refuses: {reason}")),
         });
     }
-    let expected = expected(case, reason, &document);
+    let expected = expected(metrics, case, reason, &document);
     let found = expected
         .iter()
         .find(|(expected, name)| status == *expected && details == format!("tollgate_{name}"));
@@ -815,13 +848,19 @@ fn otherwise_understood(case: &Case, answer: &Answer) -> Option<ByDesign> {
 }
 
 /// The replies of the filter that say the same as the backend's reason: status and name.
-fn expected(case: &Case, reason: &str, document: &Document) -> Vec<(u16, &'static str)> {
+fn expected(
+    metrics: &Metrics,
+    case: &Case,
+    reason: &str,
+    document: &Document,
+) -> Vec<(u16, &'static str)> {
     match reason {
         "limits_exceeded" => {
+            let charges = charges(metrics, &case.usage);
             let disabled = document
                 .reports
                 .iter()
-                .any(|report| report.max == 0 && report.current + costs(case, &report.metric) > 0);
+                .any(|report| report.max == 0 && charges.contains_key(&report.metric));
             // Which of several limits is told is open.
             if disabled {
                 vec![(403, "metric_disabled"), (429, "limit_exceeded")]
@@ -852,18 +891,227 @@ fn expected(case: &Case, reason: &str, document: &Document) -> Vec<(u16, &'stati
     }
 }
 
-/// What a case costs on a metric, given its ancestors are known by the data.
-fn costs(case: &Case, metric: &str) -> u64 {
-    let Ok(data) = Data::read() else {
-        return 0;
-    };
-    let mut costs = 0;
-    for (used, delta) in &case.usage {
-        let mut next = Some(used);
-        while let Some(name) = next {
-            costs += if name == metric { *delta } else { 0 };
-            next = data.metrics.get(name).and_then(Option::as_ref);
+/// What a usage counts on each metric, ancestors included.
+fn charges(metrics: &Metrics, usage: &Usage) -> Usage {
+    let mut charges = Usage::new();
+    for (metric, delta) in usage {
+        let mut next = Some(metric);
+        while let Some(metric) = next {
+            *charges.entry(metric.clone()).or_default() += delta;
+            next = metrics.get(metric).and_then(Option::as_ref);
         }
     }
-    costs
+    charges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(mode: Mode, credentials: &[(&'static str, &str)], usage: &[(&str, u64)]) -> Case {
+        let owned = |(name, value): &(&'static str, &str)| (*name, (*value).to_owned());
+        let usage = usage.iter();
+        Case {
+            service: "1001".to_owned(),
+            mode,
+            application: None,
+            consumer: Consumer {
+                label: String::new(),
+                credentials: credentials.iter().map(owned).collect(),
+                referrer: None,
+            },
+            usage: usage
+                .map(|(metric, delta)| ((*metric).to_owned(), *delta))
+                .collect(),
+        }
+    }
+
+    fn metrics() -> Metrics {
+        Data::read().unwrap().metrics
+    }
+
+    fn hit() -> Case {
+        case(Mode::UserKey, &[("user_key", "k")], &[("hits", 1)])
+    }
+
+    fn allowed() -> Answer {
+        Answer {
+            status: 200,
+            headers: Vec::new(),
+            body: String::new(),
+        }
+    }
+
+    fn denied(reason: &str, body: &str) -> Answer {
+        Answer {
+            status: 409,
+            headers: vec![("3scale-rejection-reason".to_owned(), reason.to_owned())],
+            body: body.to_owned(),
+        }
+    }
+
+    fn error(code: &str) -> Answer {
+        Answer {
+            status: 403,
+            headers: Vec::new(),
+            body: format!("<error code=\"{code}\"/>"),
+        }
+    }
+
+    fn differs(case: &Case, answer: &Answer, status: u16, details: &str) -> bool {
+        let judgement = judge(
+            &metrics(),
+            case,
+            answer,
+            status,
+            &format!("tollgate_{details}"),
+        )
+        .unwrap();
+        matches!(judgement, Judgement::Differs(_))
+    }
+
+    #[test]
+    fn both_let_in_or_both_refuse() {
+        assert_eq!(
+            judge(&metrics(), &hit(), &allowed(), 200, "via_upstream").unwrap(),
+            Judgement::Admitted
+        );
+        assert!(differs(&hit(), &allowed(), 429, "limit_exceeded"));
+        assert!(differs(
+            &hit(),
+            &denied("limits_exceeded", ""),
+            200,
+            "via_upstream"
+        ));
+        assert!(!differs(
+            &hit(),
+            &denied("limits_exceeded", ""),
+            429,
+            "limit_exceeded"
+        ));
+    }
+
+    #[test]
+    fn the_reason_of_a_refusal_is_compared() {
+        let suspended = denied("application_not_active", "");
+        assert!(!differs(&hit(), &suspended, 403, "application_not_active"));
+        assert!(differs(&hit(), &suspended, 403, "user_key_invalid"));
+        assert!(differs(&hit(), &suspended, 429, "limit_exceeded"));
+        assert!(differs(&hit(), &suspended, 503, "misconfigured"));
+        // A consumer must not be told of our own misconfiguration as an invalid key.
+        assert!(differs(
+            &hit(),
+            &error("service_token_invalid"),
+            403,
+            "user_key_invalid"
+        ));
+        assert!(!differs(
+            &hit(),
+            &error("service_token_invalid"),
+            503,
+            "misconfigured"
+        ));
+        assert!(!differs(
+            &hit(),
+            &error("user_key_invalid"),
+            403,
+            "user_key_invalid"
+        ));
+        assert!(differs(
+            &hit(),
+            &error("user_key_invalid"),
+            401,
+            "no_credential"
+        ));
+    }
+
+    #[test]
+    fn a_credential_of_the_other_kind_is_none_and_the_other_mode_is_our_fault() {
+        let nobody = case(Mode::UserKey, &[("app_id", "a")], &[]);
+        assert!(!differs(
+            &nobody,
+            &error("user_key_invalid"),
+            401,
+            "no_credential"
+        ));
+        let wrong_mode = error("application_not_found");
+        assert!(!differs(&hit(), &wrong_mode, 503, "misconfigured"));
+        assert!(differs(&hit(), &wrong_mode, 403, "application_not_found"));
+    }
+
+    #[test]
+    fn a_maximum_of_0_may_be_told_as_such_and_no_other_may() {
+        let report = |max, current| {
+            format!(
+                "<status><usage_reports><usage_report metric=\"hits\" period=\"day\">\
+                 <max_value>{max}</max_value><current_value>{current}</current_value>\
+                 </usage_report></usage_reports></status>"
+            )
+        };
+        let method = case(Mode::UserKey, &[("user_key", "k")], &[("orders_vip", 1)]);
+        let off = denied("limits_exceeded", &report(0, 0));
+        assert!(!differs(&method, &off, 403, "metric_disabled"));
+        let full = denied("limits_exceeded", &report(5, 5));
+        assert!(differs(&method, &full, 403, "metric_disabled"));
+    }
+
+    #[test]
+    fn no_class_excuses_anything_else() {
+        let overrun = "<status><usage_reports><usage_report metric=\"hits\" period=\"day\" \
+                       exceeded=\"true\"></usage_report></usage_reports></status>";
+        let free = case(Mode::UserKey, &[("user_key", "k")], &[]);
+        let answer = denied("limits_exceeded", overrun);
+        assert_eq!(
+            judge(&metrics(), &free, &answer, 200, "via_upstream").unwrap(),
+            Judgement::ByDesign(ByDesign::NoUsage)
+        );
+        assert!(differs(&hit(), &answer, 200, "via_upstream"));
+        assert!(differs(
+            &hit(),
+            &error("metric_invalid"),
+            200,
+            "via_upstream"
+        ));
+        let denied = denied("application_key_invalid", "");
+        let pair = |mode, key| case(mode, &[("app_id", "a"), ("app_key", key)], &[]);
+        let class = |case: &Case| otherwise_understood(case, &denied);
+        assert_eq!(class(&pair(Mode::Oauth, " ")), Some(ByDesign::BlankKey));
+        // Not put to the backend in another way, so nothing comes of the class.
+        assert_eq!(pair(Mode::Oauth, "wrong").understood(), None);
+        assert_eq!(class(&pair(Mode::AppId, " ")), None);
+    }
+
+    #[test]
+    fn every_application_and_every_stranger_has_its_turn() {
+        let data = Data::read().unwrap();
+        let rounds = rounds(&data, &PHASES[0]);
+        let mut who: BTreeMap<(String, String), usize> = BTreeMap::new();
+        for round in &rounds {
+            let mut applications = BTreeSet::new();
+            for case in &round.cases {
+                let label = (case.service.clone(), case.consumer.label.clone());
+                *who.entry(label).or_default() += 1;
+                if let Some(application) = &case.application {
+                    let one = applications.insert((case.service.clone(), application.clone()));
+                    assert!(one, "requests of a round do not depend on each other");
+                }
+            }
+        }
+        for (id, service) in &data.services {
+            for (name, application) in &service.applications {
+                for consumer in consumers_of(service, name, application) {
+                    assert!(
+                        who.contains_key(&(id.clone(), consumer.label.clone())),
+                        "{consumer:?}"
+                    );
+                }
+            }
+            for stranger in strangers(service) {
+                assert!(
+                    who.contains_key(&(id.clone(), stranger.label.clone())),
+                    "{stranger:?}"
+                );
+            }
+        }
+    }
 }

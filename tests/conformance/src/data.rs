@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+/// Metrics with their parents.
+pub type Metrics = BTreeMap<String, Option<String>>;
+
 /// All of it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Data {
@@ -15,8 +18,8 @@ pub struct Data {
     pub provider_key: String,
     /// The token of every service.
     pub service_token: String,
-    /// Every service's metrics, with their parents.
-    pub metrics: BTreeMap<String, Option<String>>,
+    /// Every service's metrics.
+    pub metrics: Metrics,
     /// Plans: metric, period, maximum.
     pub plans: BTreeMap<String, BTreeMap<String, BTreeMap<String, u64>>>,
     /// Services by id.

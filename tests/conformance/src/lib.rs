@@ -1,11 +1,15 @@
-//! Whether Tollgate decides as 3scale does: recordings and tables of the real thing,
-//! held against the code that is built here.
+//! Whether Tollgate decides as 3scale does: captures, recordings and tables of the real
+//! thing, held against the code that is built here.
 //!
 //! Apart from the tests of each room because two things go through these checks, the
 //! filter and the stand-in that most other tests rely on, and because what is checked
-//! may be a file from elsewhere: `cargo xtask decisions` and `cargo xtask mapping-cases`
-//! run the same code on any recording or table.
+//! may be from elsewhere: `cargo xtask conformance`, `cargo xtask decisions` and
+//! `cargo xtask mapping-cases` run the same code on any backend, recording or table.
 //!
+//! - [`replay`]: [`captures`] of the real backend, sent again to the stand-in or to any other
+//!   backend ([`server`], [`load`]).
+//! - [`comparison`]: the filter in a real Envoy, and the backend that it asks: both decide
+//!   about the same requests ([`cases`], of the captures' [`data`]).
 //! - [`decisions`]: calls recorded from the real backend, replayed in virtual time
 //!   against the stand-in ([`stand_in`]) and against the filter's rooms put together as a
 //!   gateway without Envoy ([`gateway`]).

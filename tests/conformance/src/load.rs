@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::data::Data;
+use crate::data::{Data, Metrics};
 
 /// A user of the internal API (`CONFIG_INTERNAL_API_USER` and `_PASSWORD` of the backend).
 pub struct User {
@@ -96,7 +96,7 @@ pub async fn load(url: &str, user: &User) -> Result<()> {
 }
 
 /// Metrics and the ids that they are given: numbers, by name.
-fn metric_ids(metrics: &BTreeMap<String, Option<String>>) -> BTreeMap<&str, String> {
+fn metric_ids(metrics: &Metrics) -> BTreeMap<&str, String> {
     (1..)
         .zip(metrics.keys())
         .map(|(number, name): (u32, _)| (name.as_str(), number.to_string()))

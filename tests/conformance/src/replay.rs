@@ -470,3 +470,123 @@ fn other_reset(ours: Option<i64>, theirs: Option<i64>, now: u64) -> Option<Strin
         format!("3scale-limit-reset: {ours:?} when {left} seconds of the {period} are left")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::captures::folder;
+
+    /// 2026-11-21 20:48:03 UTC, when d01-6 was captured.
+    const THEN: Duration = Duration::from_secs(1_795_294_083);
+
+    fn capture(name: &str) -> Capture {
+        let captures = Capture::read_all(&folder()).unwrap();
+        let found = captures.into_iter().find(|capture| capture.name == name);
+        found.unwrap()
+    }
+
+    fn differences(change: impl FnOnce(&mut Answer)) -> Vec<String> {
+        let captured = capture("d10-child-propagates").answer;
+        let mut answer = captured.clone();
+        change(&mut answer);
+        by_meaning(&answer, &captured, Some(THEN))
+    }
+
+    fn replaced(answer: &mut Answer, from: &str, to: &str) {
+        assert!(answer.body.contains(from), "{}", answer.body);
+        answer.body = answer.body.replacen(from, to, 1);
+    }
+
+    #[test]
+    fn an_answer_like_the_captured_one_has_no_difference_in_whatever_order() {
+        assert_eq!(differences(|_| {}), [""; 0]);
+        let captured = capture("e03-list_app_keys").answer;
+        let mut answer = captured.clone();
+        replaced(
+            &mut answer,
+            r#"<key id="k3"/><key id="k1"/>"#,
+            r#"<key id="k1"/><key id="k3"/>"#,
+        );
+        assert_ne!(answer, captured);
+        assert_eq!(by_bytes(&answer, &captured), [""; 0]);
+        answer.body.push(' ');
+        assert_eq!(by_bytes(&answer, &captured).len(), 1);
+    }
+
+    #[test]
+    fn every_part_of_an_answer_is_compared() {
+        let header = |answer: &mut Answer, name: &str, value: &str| {
+            let header = answer.headers.iter_mut().find(|(other, _)| other == name);
+            value.clone_into(&mut header.unwrap().1);
+        };
+        type Change<'a> = &'a dyn Fn(&mut Answer);
+        let changes: [(&str, Change<'_>); 12] = [
+            ("status", &|answer| answer.status = 409),
+            ("3scale-limit-remaining", &|answer| {
+                header(answer, "3scale-limit-remaining", "1")
+            }),
+            ("3scale-limit-max-value", &|answer| {
+                header(answer, "3scale-limit-max-value", "4")
+            }),
+            ("3scale-limit-reset", &|answer| {
+                header(answer, "3scale-limit-reset", "31")
+            }),
+            ("3scale-limit-reset", &|answer| {
+                header(answer, "3scale-limit-reset", "-1")
+            }),
+            ("3scale-rejection-reason", &|answer| {
+                let reason = (
+                    "3scale-rejection-reason".to_owned(),
+                    "limits_exceeded".to_owned(),
+                );
+                answer.headers.push(reason);
+            }),
+            ("authorized", &|answer| {
+                replaced(answer, ">true<", ">false<")
+            }),
+            ("plan", &|answer| {
+                replaced(answer, "Plan multi", "Plan other")
+            }),
+            ("usage reports", &|answer| {
+                replaced(answer, "<current_value>2<", "<current_value>3<");
+            }),
+            ("usage reports", &|answer| {
+                replaced(answer, "period=\"day\"", "period=\"day\" exceeded=\"true\"");
+            }),
+            ("hierarchy", &|answer| {
+                replaced(answer, "orders_vip", "other")
+            }),
+            ("window", &|answer| replaced(answer, "20:49:00", "20:50:00")),
+        ];
+        for (what, change) in changes {
+            let found = differences(change);
+            assert_eq!(found.len(), 1, "{what}: {found:?}");
+            assert!(found[0].starts_with(&format!("{what}:")), "{found:?}");
+        }
+        let captured = capture("a09-user_key-invalid").answer;
+        let mut answer = captured.clone();
+        replaced(&mut answer, "user_key_invalid", "service_token_invalid");
+        assert_eq!(by_meaning(&answer, &captured, Some(THEN)).len(), 1);
+    }
+
+    #[test]
+    fn a_reason_that_is_no_xml_is_not_held_against_a_backend() {
+        let captured = capture("b15-xml-injection").answer;
+        assert_eq!(by_meaning(&captured, &captured, Some(THEN)), [""; 0]);
+        let other = capture("b02-key-missing").answer;
+        let found = by_meaning(&other, &captured, Some(THEN));
+        assert_eq!(found, ["the body is well-formed"]);
+    }
+
+    #[test]
+    fn timestamps_move_with_the_time_and_what_is_none_stays() {
+        let moved = |name: &str| {
+            let sent = at_another_time(&capture(name).sent, 86_400 + 1).unwrap();
+            String::from_utf8(sent.body).unwrap()
+        };
+        assert!(moved("f04-ts-epoch").ends_with("[timestamp]=1795376891"));
+        assert!(moved("f05-ts-iso").ends_with("[timestamp]=2026-11-22+20:47:11+%2B0000"));
+        assert!(moved("f08-ts-garbage").ends_with("[timestamp]=garbage"));
+        assert!(moved("f06-ts-old").contains("[timestamp]=1795293991&transactions[1]"));
+    }
+}

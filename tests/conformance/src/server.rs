@@ -220,7 +220,8 @@ impl Wire {
         let answer = self.ask(&Sent::report(form.finish())).await?;
         ensure!(
             answer.status == 202,
-            "a report for service {service}: {} {}",
+            "a report for service {service}: {} {} (does the backend hold \
+             tests/data/dataset.yaml?)",
             answer.status,
             answer.body
         );

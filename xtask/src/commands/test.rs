@@ -2,7 +2,7 @@
 //! most expensive. A stage that fails does not keep the later ones from running,
 //! unless they need what it makes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use super::build::build_filter;
+use super::conformance;
 use crate::process;
 use crate::tools::envoy::{self, envoy_path};
 use crate::tools::node::node_path;
@@ -38,6 +39,8 @@ enum Stage {
     Module,
     /// The module in a real Envoy.
     EndToEnd,
+    /// The stand-in against captures of the real backend, and the module in Envoy against it.
+    Conformance,
 }
 
 impl Stage {
@@ -64,6 +67,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Stage::Wasm32 => wasm32(filter, &mut counts),
             Stage::Module => build_filter().map(|path| module = Some(path)),
             Stage::EndToEnd => end_to_end(module.as_deref(), filter, &mut counts),
+            Stage::Conformance => conformance(module.as_deref(), filter, &mut counts),
         };
         if let Err(error) = result {
             println!("{} failed: {error:#}", stage.name());
@@ -111,10 +115,7 @@ fn wasm32(filter: Option<&str>, counts: &mut Counts) -> Result<()> {
 
 fn end_to_end(module: Option<&Path>, filter: Option<&str>, counts: &mut Counts) -> Result<()> {
     let envoy = envoy_path()?;
-    let module = match module {
-        Some(module) => module.to_owned(),
-        None => build_filter().context("there is no module to test")?,
-    };
+    let module = module_to_test(module)?;
     println!("Envoy {}", envoy::version(&envoy)?);
     count_tests(
         workspace::cargo()
@@ -125,6 +126,26 @@ fn end_to_end(module: Option<&Path>, filter: Option<&str>, counts: &mut Counts) 
             .env("TOLLGATE_WASM", module),
         counts,
     )
+}
+
+fn module_to_test(module: Option<&Path>) -> Result<PathBuf> {
+    match module {
+        Some(module) => Ok(module.to_owned()),
+        None => build_filter().context("there is no module to test"),
+    }
+}
+
+/// Counts as two tests: one of captures, one of decisions.
+fn conformance(module: Option<&Path>, filter: Option<&str>, counts: &mut Counts) -> Result<()> {
+    if filter.is_some_and(|filter| !"conformance".contains(filter)) {
+        return Ok(());
+    }
+    let found = conformance::check(envoy_path()?, module_to_test(module)?)?;
+    for differences in [found.captures, found.decisions] {
+        counts.passed += u64::from(differences == 0);
+        counts.failed += u64::from(differences > 0);
+    }
+    Ok(())
 }
 
 /// Runs a `cargo test` and adds up what it says of its tests.
