@@ -30,6 +30,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod units;
+mod withheld;
 
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
 pub use breaker::{Breaker, Passage, Turn};

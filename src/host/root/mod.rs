@@ -11,6 +11,7 @@ mod basis;
 pub mod bodies;
 mod flights;
 mod gate;
+mod probes;
 mod requests;
 mod ticks;
 
@@ -68,6 +69,12 @@ enum Call {
     Report {
         service: usize,
         batch: u64,
+    },
+    /// Which of these metrics the service has.
+    Probe {
+        service: usize,
+        kind: Kind,
+        metrics: Vec<String>,
     },
     /// Usage of requests that had no record.
     Uncached {
