@@ -24,9 +24,9 @@ pub enum MetricsAnswer {
     /// It does not have this one of those; or one of them, if the answer does not say
     /// which.
     Unknown(Option<String>),
-    /// It said something else: of the application, or of this gateway.
+    /// It said something else: of the application, of this gateway, or that it failed.
     Useless,
-    /// There was no answer.
+    /// It did not answer.
     Failed,
 }
 
@@ -55,7 +55,10 @@ pub fn metrics_answer(
                 .find(|metric| text.as_ref() == Some(&format!("metric \"{metric}\" is invalid")));
             MetricsAnswer::Unknown(named.cloned())
         }
-        AuthorizeAnswer::Failed(Failure::UnexpectedStatus(_) | Failure::Malformed(_))
+        // It can fail here and take reports all the same.
+        AuthorizeAnswer::Failed(
+            Failure::ServerError(_) | Failure::UnexpectedStatus(_) | Failure::Malformed(_),
+        )
         | AuthorizeAnswer::Denied(_)
         | AuthorizeAnswer::Misconfigured(_) => MetricsAnswer::Useless,
         AuthorizeAnswer::Failed(_) => MetricsAnswer::Failed,
@@ -132,9 +135,9 @@ mod tests {
         for (status, code) in [(403, "user_key_invalid"), (403, "service_token_invalid")] {
             assert_eq!(answer(status, None, &error(code)), MetricsAnswer::Useless);
         }
-        assert_eq!(answer(429, None, ""), MetricsAnswer::Useless);
-        for status in [0, 500, 503, 504] {
-            assert_eq!(answer(status, None, ""), MetricsAnswer::Failed, "{status}");
+        for status in [429, 500, 503] {
+            assert_eq!(answer(status, None, ""), MetricsAnswer::Useless, "{status}");
         }
+        assert_eq!(answer(0, None, ""), MetricsAnswer::Failed);
     }
 }

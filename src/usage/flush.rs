@@ -293,6 +293,10 @@ impl Flusher {
         let mut reports = Vec::new();
         if self.segment.is_none() && self.waiting.is_empty() && now.monotonic >= self.next_round {
             self.segment = Some(0);
+            // Requests mark no record that has pending usage already.
+            if let Some(probe) = &mut self.probe {
+                self.waiting.extend(probe.take_held());
+            }
             // Once in a round, what other VMs did by themselves is shown, too.
             self.accounts.sent();
             self.next_round = now.monotonic.saturating_add(settings.interval);

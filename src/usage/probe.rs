@@ -127,6 +127,11 @@ impl Probe {
         self.held.insert(slot);
     }
 
+    /// The slots with usage that waits, to be looked at again.
+    pub fn take_held(&mut self) -> BTreeSet<Slot> {
+        std::mem::take(&mut self.held)
+    }
+
     /// An application that could be asked about, for its usage is to be sent.
     pub fn offer(&mut self, slot: Slot, application: Digest) {
         let useless = self.useless_witness;

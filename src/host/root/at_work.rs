@@ -220,7 +220,9 @@ impl AtWork {
         }
         if let Some(withheld) = self.quiet.metrics.due(now.monotonic) {
             error!(
-                "service {}: service management does not have these metrics: {unknown:?}. Create                  them there, or correct the configuration. Requests go on; usage of these metrics waits                  up to a day and is then lost ({withheld} such lines withheld)",
+                "service {}: service management does not have these metrics: {unknown:?}. \
+                 Create them there, or correct the configuration. Requests go on; usage of these \
+                 metrics waits up to a day and is then lost ({withheld} such lines withheld)",
                 self.service.id
             );
         }

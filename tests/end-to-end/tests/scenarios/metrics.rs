@@ -44,7 +44,7 @@ async fn an_unknown_metric_waits_and_the_usage_of_all_others_arrives() -> Result
     .await
     .context("usage of the unknown metric is pending")?;
     assert_eq!(gateway.counter("metrics_unknown").await?, 1);
-    assert!(gateway.counter("probe_calls").await? >= 2);
+    assert!(gateway.counter("probe_calls").await? >= 1);
     let log = gateway.envoy.log();
     let line = r#"service management does not have these metrics: ["serches"]"#;
     assert!(log.contains(line), "{log}");

@@ -138,6 +138,22 @@ fn requests_that_use_it_go_on_and_their_usage_arrives_within_a_minute_of_its_cre
 }
 
 #[test]
+fn usage_that_waits_does_not_slow_down_the_rest_of_its_application() {
+    let (envoy, worker) = gateway(&slipped());
+    let backend = Metered::with(&envoy, &["hits"]);
+    introduce(&envoy, &worker, "alice", authorized());
+    assert!(search(&worker, "alice"));
+    let workers = [worker];
+    wait(&envoy, &workers, 30);
+    for hits in 3..10 {
+        assert!(search(&workers[0], "alice"));
+        wait(&envoy, &workers, 12);
+        assert_eq!(backend.units("hits"), hits);
+        assert_eq!(stat(&envoy, "metric.serches.units_pending"), hits - 1);
+    }
+}
+
+#[test]
 fn who_leads_next_asks_before_it_reports() {
     let (envoy, workers) = gateway_of(2, &slipped());
     let backend = Metered::with(&envoy, &["hits"]);
