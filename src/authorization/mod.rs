@@ -31,6 +31,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod units;
+mod withheld;
 
 pub use accuracy::{Accuracy, Grant, LONGEST_SETTLING, SHORTEST_SETTLING};
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};

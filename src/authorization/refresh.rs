@@ -42,6 +42,31 @@ pub struct Question {
 }
 
 impl Question {
+    /// About the application whose record stands in this slot, if there is one that fits.
+    pub fn about(
+        data: &impl SharedData,
+        applications: &mut Applications,
+        slot: Slot,
+        fits: impl Fn(&Record) -> bool,
+    ) -> Option<Self> {
+        let question = applications.table().change_slot(data, slot, |record| {
+            fits(record).then(|| {
+                let question = Self {
+                    slot,
+                    digest: record.digest,
+                    kind: record.kind,
+                    value: record.identity.clone(),
+                    app_key: None,
+                    attempt: 0,
+                };
+                Change::Keep((question, record.keys))
+            })
+        });
+        let (mut question, keys) = question.ok()??;
+        question.app_key = applications.accepted_key(data, slot, question.digest, keys);
+        Some(question)
+    }
+
     /// What to ask instead when the key was refused, which says nothing of the application.
     ///
     /// Without a key, the refusal lists the application's keys (`listed`, of
@@ -150,21 +175,8 @@ impl Refresher {
                 Some(Listed::Since(when)) => record.fetched_at <= when,
                 Some(Listed::Stale) | None => record.freshness(now) != Freshness::Fresh,
             };
-            let question = applications.table().change_slot(data, slot, |record| {
-                (record.scope == scope && wanted(record)).then(|| {
-                    let question = Question {
-                        slot,
-                        digest: record.digest,
-                        kind: record.kind,
-                        value: record.identity.clone(),
-                        app_key: None,
-                        attempt: 0,
-                    };
-                    Change::Keep((question, record.keys))
-                })
-            });
-            if let Ok(Some((mut question, keys))) = question {
-                question.app_key = applications.accepted_key(data, slot, question.digest, keys);
+            let fits = |record: &Record| record.scope == scope && wanted(record);
+            if let Some(question) = Question::about(data, applications, slot, fits) {
                 self.in_flight = self.in_flight.saturating_add(1);
                 questions.push(question);
             } else {

@@ -4,9 +4,10 @@
 use super::abi::{self, BufferType, MapType};
 use crate::config::ServiceManagement;
 use crate::service_management::{
-    Application, AuthorizeAnswer, Endpoint, Identification, OPTIONS_HEADER,
+    Application, AuthorizeAnswer, Endpoint, Identification, MetricsAnswer, OPTIONS_HEADER,
     REJECTION_REASON_HEADER, REPORT_CONTENT_TYPE, REPORT_PATH, Reply, ReportAnswer, ServiceAccess,
-    UPSTREAM_HEADER, authorize_answer, authorize_target, listed_keys, report_answer,
+    UPSTREAM_HEADER, authorize_answer, authorize_target, listed_keys, metrics_answer,
+    push_no_usage, report_answer,
 };
 use std::time::Duration;
 
@@ -23,8 +24,22 @@ pub fn authorize(
     application: &Application<'_>,
     referrer: Option<&str>,
 ) -> Option<u32> {
+    authorize_with(to, service, endpoint, application, referrer, &[])
+}
+
+/// Asks about an application with a usage of 0 of these metrics: which of them are unknown.
+/// The token of the call; `None` if it could not be made.
+pub fn authorize_with(
+    to: &ServiceManagement,
+    service: &ServiceAccess<'_>,
+    endpoint: Endpoint,
+    application: &Application<'_>,
+    referrer: Option<&str>,
+    metrics: &[String],
+) -> Option<u32> {
     let referrer = referrer.map(str::as_bytes);
-    let target = authorize_target(service, endpoint, application, referrer);
+    let mut target = authorize_target(service, endpoint, application, referrer);
+    push_no_usage(&mut target, metrics);
     let options = application.identification().options();
     let headers: [(&[u8], &[u8]); 5] = [
         (b":method", b"GET"),
@@ -101,6 +116,11 @@ impl Answered {
     /// The keys that it lists in refusing a question in which none was shown.
     pub fn to_listed_keys(&self) -> Option<Vec<String>> {
         listed_keys(&self.reply())
+    }
+
+    /// What it says about metrics that were asked about, given what it says otherwise.
+    pub fn to_metrics(&self, answer: &AuthorizeAnswer, metrics: &[String]) -> MetricsAnswer {
+        metrics_answer(answer, &self.reply(), metrics)
     }
 
     /// What it says about a report.

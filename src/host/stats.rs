@@ -48,6 +48,8 @@ pub enum Counter {
     AuthorizeShared,
     /// Questions sent about known applications.
     RefreshCalls,
+    /// Questions sent about the service's metrics.
+    ProbeCalls,
     /// Questions without a usable answer.
     AuthorizeFailures,
     /// Answers that say that this gateway is misconfigured.
@@ -94,6 +96,7 @@ impl Counter {
         (Self::AuthorizeCalls, "authorize_calls"),
         (Self::AuthorizeShared, "authorize_shared"),
         (Self::RefreshCalls, "refresh_calls"),
+        (Self::ProbeCalls, "probe_calls"),
         (Self::AuthorizeFailures, "authorize_failures"),
         (Self::Misconfigured, "misconfigured"),
         (Self::ReportCalls, "report_calls"),
@@ -155,7 +158,7 @@ fn plain(name: &str) -> String {
 
 /// The sums of a service's usage, for each metric of its configuration:
 /// `wasmcustom.tollgate.<service id>.metric.<metric>.units_admitted` and so on; and the gauges
-/// `usage_pending` and `usage_in_flight` of all together. Always
+/// `usage_pending` and `usage_in_flight` of all together, and the gauge `metrics_unknown`. Always
 /// `admitted = acknowledged + lost + pending + in flight`; requests since the leader
 /// last looked at their records are not in it yet.
 #[derive(Debug)]
@@ -164,6 +167,7 @@ pub struct Sums {
     metrics: Vec<Sum>,
     pending: Option<u32>,
     in_flight: Option<u32>,
+    unknown: Option<u32>,
 }
 
 /// The host ids of one metric's sums; `None` where the host refused.
@@ -181,7 +185,7 @@ impl Sums {
     pub fn define(service: &str, metrics: &Metrics) -> Self {
         let service = plain(service);
         let gauge = |name| {
-            let name = format!("tollgate.{service}.usage_{name}");
+            let name = format!("tollgate.{service}.{name}");
             abi::define_metric(MetricType::Gauge, &name).ok()
         };
         let names = metrics.ids().map(|id| plain(metrics.name(id)));
@@ -200,8 +204,16 @@ impl Sums {
         };
         Self {
             metrics: names.chain([OTHER_METRICS.to_owned()]).map(sum).collect(),
-            pending: gauge("pending"),
-            in_flight: gauge("in_flight"),
+            pending: gauge("usage_pending"),
+            in_flight: gauge("usage_in_flight"),
+            unknown: gauge("metrics_unknown"),
+        }
+    }
+
+    /// Shows how many metrics service management does not have.
+    pub fn show_unknown(&self, metrics: usize) {
+        if let Some(id) = self.unknown {
+            abi::record_metric(id, u64::try_from(metrics).unwrap_or(u64::MAX));
         }
     }
 

@@ -21,6 +21,7 @@
 
 mod answer;
 mod denial;
+mod metrics;
 mod misconfiguration;
 mod reply;
 mod report;
@@ -37,6 +38,7 @@ mod property_tests;
 
 pub use answer::{AuthorizeAnswer, ReportAnswer, authorize_answer, listed_keys, report_answer};
 pub use denial::{Denial, Fault};
+pub use metrics::{MetricsAnswer, metrics_answer, push_no_usage};
 pub use misconfiguration::Misconfiguration;
 pub use reply::{Failure, REJECTION_REASON_HEADER, Reply, UPSTREAM_HEADER};
 pub use report::{

@@ -199,6 +199,20 @@ pub(super) fn error_code(body: &[u8]) -> Option<String> {
     attribute(&root, "code").ok()?
 }
 
+/// The text of an `<error>` document; `None` if it cannot be read, as where the backend did
+/// not escape what is in it. Says nothing that [`error_code`] does not say first.
+pub(super) fn error_text(body: &[u8]) -> Option<String> {
+    /// The longest name of a metric, each byte as an entity, and what stands around it.
+    const MAX_ERROR: usize = 2_048;
+    let text = std::str::from_utf8(body.get(..body.len().min(MAX_ERROR))?).ok()?;
+    let mut document = Document::new(text);
+    let root = document.child().ok()??;
+    if root.name().into_inner() != "error" {
+        return None;
+    }
+    document.text().ok()
+}
+
 fn is_blank(text: &str) -> bool {
     text.trim_ascii().is_empty()
 }

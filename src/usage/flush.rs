@@ -6,17 +6,19 @@
 //! records is for speed and may be lost.
 
 use super::accounts::Accounts;
+use super::probe::Probe;
 use super::suspects::{Group, Suspects, Then, Trial, uncertain};
 use crate::authorization::{
-    Applications, Change, Dispatched, Mark, Outcome, Record, Slot, State, Units, application,
-    backoff,
+    Applications, Change, Dispatched, Mark, Outcome, Question, Record, Slot, State, Units,
+    application, backoff,
 };
 use crate::config::Uncertain;
 use crate::credentials::{Digest, Kind};
 use crate::mapping::Metrics;
 use crate::moment::Moment;
 use crate::service_management::{
-    MAX_REPORT_PARAMETERS, NotPushed, ReportAnswer, ReportBody, ServiceAccess, Transaction,
+    MAX_REPORT_PARAMETERS, MetricsAnswer, NotPushed, ReportAnswer, ReportBody, ServiceAccess,
+    Transaction,
 };
 use crate::shared_data::SharedData;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -32,6 +34,8 @@ const MOST_RECORDS: u32 = 2_000;
 const MOST_OF_ONE: usize = 62;
 /// Longest pause after failures.
 const LONGEST_PAUSE: u64 = 60_000;
+/// Pause after the first question about metrics that failed.
+const FIRST_PROBE_PAUSE: u64 = 1_000;
 /// How much longer than the call's own timeout a batch is waited for.
 const DEADLINE_GRACE: u64 = 5_000;
 
@@ -123,6 +127,8 @@ pub struct Flusher {
     failures: u32,
     in_flight: HashMap<u64, Sent>,
     suspects: Suspects,
+    /// What is known of the metrics. `None`: nobody asks, and everything is sent.
+    probe: Option<Probe>,
     accounts: Accounts,
     /// Slots seen that want a refresh soon.
     due: Vec<Slot>,
@@ -170,6 +176,7 @@ impl Flusher {
             failures: 0,
             in_flight: HashMap::new(),
             suspects: Suspects::default(),
+            probe: None,
             accounts: Accounts::default(),
             due: Vec::new(),
             held: HashSet::new(),
@@ -186,6 +193,67 @@ impl Flusher {
                 self.waiting.push_front(*slot);
             }
         }
+    }
+
+    /// Sends no usage of a metric before service management is known to have it: whoever
+    /// flushes asks what [`Flusher::probe`] says.
+    #[must_use]
+    pub fn probing(self) -> Self {
+        Self {
+            probe: Some(Probe::default()),
+            ..self
+        }
+    }
+
+    /// An application and the metrics to ask about now: authorized with a usage of 0 of each.
+    /// The answer goes to [`Flusher::probed`]. Called after [`Flusher::next`].
+    pub fn probe(
+        &mut self,
+        data: &impl SharedData,
+        applications: &mut Applications,
+        metrics: &Metrics,
+        now: Moment,
+    ) -> Option<(Question, Vec<String>)> {
+        let probe = self.probe.as_mut()?;
+        let (slot, digest) = probe.due(metrics, now.monotonic)?;
+        let question = Question::about(data, applications, slot, |record| record.digest == digest);
+        match question {
+            Some(question) => Some((question, probe.ask())),
+            None => {
+                probe.has_gone();
+                None
+            }
+        }
+    }
+
+    /// Takes in what was said of these metrics. Whether that is all that was to be found out for now.
+    pub fn probed(
+        &mut self,
+        data: &impl SharedData,
+        applications: &Applications,
+        (metrics, answer): (&[String], MetricsAnswer),
+        now: Moment,
+        jitter: u64,
+    ) -> bool {
+        let Some(probe) = self.probe.as_mut() else {
+            return false;
+        };
+        let pause = |failures| backoff(failures, FIRST_PROBE_PAUSE, LONGEST_PAUSE, jitter);
+        let found = probe.answered(metrics, answer, now.monotonic, pause);
+        if now.monotonic < self.paused_until {
+            let marks = applications.marks(Mark::Dirty, self.scope);
+            for slot in found.released {
+                marks.set(data, slot);
+            }
+        } else {
+            self.waiting.extend(found.released);
+        }
+        found.complete
+    }
+
+    /// The metrics that service management does not have, whose usage waits.
+    pub fn unknown_metrics(&self) -> impl Iterator<Item = &str> {
+        self.probe.iter().flat_map(Probe::unknown)
     }
 
     /// The slots that were seen to want a refresh soon.
@@ -218,7 +286,8 @@ impl Flusher {
     pub fn hand_over(&mut self, data: &impl SharedData, applications: &Applications) {
         let marks = applications.marks(Mark::Dirty, self.scope);
         let suspects = self.suspects.release();
-        for slot in self.waiting.drain(..).chain(suspects) {
+        let held = self.probe.as_mut().map(Probe::reset).unwrap_or_default();
+        for slot in self.waiting.drain(..).chain(suspects).chain(held) {
             marks.set(data, slot);
         }
         self.segment = None;
@@ -239,6 +308,10 @@ impl Flusher {
         let mut reports = Vec::new();
         if self.segment.is_none() && self.waiting.is_empty() && now.monotonic >= self.next_round {
             self.segment = Some(0);
+            // Requests mark no record that has pending usage already.
+            if let Some(probe) = &mut self.probe {
+                self.waiting.extend(probe.take_held());
+            }
             // Once in a round, what other VMs did by themselves is shown, too.
             self.accounts.sent();
             self.next_round = now.monotonic.saturating_add(settings.interval);
@@ -396,6 +469,11 @@ impl Flusher {
             .saturating_sub(body.transactions())
             .min(round.most);
         let room = MAX_REPORT_PARAMETERS.saturating_sub(body.parameters());
+        let probe = self.probe.as_ref();
+        let clock = round.terms.now.monotonic;
+        let mut news = Vec::new();
+        let mut held = false;
+        let mut witness = None;
         let seen = applications.table().change_slot(data, slot, |record| {
             if record.scope != scope {
                 return None;
@@ -411,15 +489,32 @@ impl Flusher {
             let too_old = record.give_up_unreportable(metrics, round.terms.now);
             ended.too_old = too_old.sum();
             accounts.lost(&too_old);
-            let transactions = record.dispatch(round.batch, round.deadline, most, metrics);
+            let alone = record.alone;
+            let withheld = |metric: &str, limited| {
+                probe.is_some_and(|probe| probe.withholds(metric, limited, alone, clock))
+            };
+            news.clear();
+            if let Some(probe) = probe {
+                let pending = record.pending_metrics();
+                let new = pending.filter(|(metric, _)| probe.is_news(metric, clock));
+                news.extend(new.map(|(metric, limited)| (metric.to_owned(), limited)));
+                witness = (!alone && record.has_pending()).then_some(record.digest);
+            }
+            held = news
+                .iter()
+                .any(|(metric, limited)| withheld(metric, *limited));
+            let transactions =
+                record.dispatch_without(withheld, round.batch, round.deadline, most, metrics);
             if parameters(&transactions) > room {
                 return Some(Change::Keep((Looked::Later, None, refresh)));
             }
             if transactions.is_empty() {
-                if ended == Settled::default() {
+                let admitted = record.publish(metrics);
+                // What waits for its metric is shown as pending.
+                if ended == Settled::default() && (!held || admitted.is_empty()) {
                     return Some(Change::Keep((Looked::Nothing, None, refresh)));
                 }
-                accounts.admitted(&record.publish(metrics));
+                accounts.admitted(&admitted);
                 let ended = Some((ended, accounts));
                 return Some(Change::Write((Looked::Nothing, ended, refresh)));
             }
@@ -433,6 +528,17 @@ impl Flusher {
             accounts.admitted(&record.publish(metrics));
             Some(Change::Write((looked, Some((ended, accounts)), refresh)))
         });
+        if let Some(probe) = self.probe.as_mut() {
+            for (metric, limited) in news {
+                probe.note(&metric, limited, clock);
+            }
+            if held {
+                probe.hold(slot);
+            }
+            if let Some(application) = witness {
+                probe.offer(slot, application);
+            }
+        }
         match seen {
             Ok(Some((looked, ended, refresh))) => {
                 if let Some((ended, accounts)) = ended {

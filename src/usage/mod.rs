@@ -4,6 +4,7 @@
 mod accounts;
 mod flush;
 mod lease;
+mod probe;
 mod suspects;
 mod urgent;
 

@@ -49,6 +49,8 @@ pub struct Call {
 pub struct Calls {
     /// Calls by endpoint.
     pub counts: BTreeMap<Endpoint, u64>,
+    /// Calls to authorize that named a usage.
+    pub predictions: u64,
     /// Transactions in all reports.
     pub transactions: u64,
     /// The last calls, oldest first.
@@ -62,7 +64,18 @@ impl Calls {
         self.counts.get(&endpoint).copied().unwrap_or(0)
     }
 
+    /// How often it was asked about an application and nothing else: calls to authorize without
+    /// a usage.
+    #[must_use]
+    pub fn questions(&self) -> u64 {
+        self.count(Endpoint::Authorize)
+            .saturating_sub(self.predictions)
+    }
+
     pub(crate) fn record(&mut self, call: Call, kept: usize) {
+        if call.endpoint == Endpoint::Authorize && call.has_usage() {
+            self.predictions = self.predictions.saturating_add(1);
+        }
         let count = self.counts.entry(call.endpoint).or_default();
         *count = count.saturating_add(1);
         let transactions = call.transactions.unwrap_or(0);
@@ -76,6 +89,14 @@ impl Calls {
 }
 
 impl Call {
+    /// Whether a usage was named, outside transactions.
+    #[must_use]
+    pub fn has_usage(&self) -> bool {
+        self.parameters
+            .keys()
+            .any(|name| name.starts_with("usage["))
+    }
+
     /// What a request says, before it is answered.
     pub(crate) fn describe(request: &Request<'_>, backend: &Backend, at: u64) -> Self {
         let endpoint = Endpoint::of(request.method, request.path);

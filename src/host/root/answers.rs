@@ -45,6 +45,11 @@ impl Root {
                     self.flush(service, shared, now);
                 }
             }
+            Call::Probe {
+                service,
+                kind,
+                metrics,
+            } => self.answered_probe(service, kind, &metrics, &answered, shared, now),
             Call::Uncached { service, units } => {
                 let outcome = match answered.to_report() {
                     ReportAnswer::Acknowledged => Outcome::Acknowledged,

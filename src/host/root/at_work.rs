@@ -53,6 +53,7 @@ struct Quiet {
     report: Seldom,
     lost: Seldom,
     uncached: Seldom,
+    metrics: Seldom,
 }
 
 impl AtWork {
@@ -67,7 +68,7 @@ impl AtWork {
             service: Rc::clone(service),
             scope,
             identities: Identities::new(key, &service.scope),
-            flusher: Flusher::new(scope, shared.random()),
+            flusher: Flusher::new(scope, shared.random()).probing(),
             refresher: Refresher::new(scope),
             urgent: Urgent::wanted(scope, accuracy),
             leads: false,
@@ -215,6 +216,23 @@ impl AtWork {
                  applications go on, their usage waits ({withheld} such lines withheld)",
                 self.service.id,
                 what.as_str()
+            );
+        }
+    }
+
+    /// Shows and tells which metrics service management does not have.
+    pub fn metrics_probed(&mut self, now: Moment) {
+        let unknown: Vec<&str> = self.flusher.unknown_metrics().collect();
+        self.sums.show_unknown(unknown.len());
+        if unknown.is_empty() {
+            return;
+        }
+        if let Some(withheld) = self.quiet.metrics.due(now.monotonic) {
+            error!(
+                "service {}: service management does not have these metrics: {unknown:?}. \
+                 Create them there, or correct the configuration. Requests go on; usage of these \
+                 metrics waits up to a day and is then lost ({withheld} such lines withheld)",
+                self.service.id
             );
         }
     }

@@ -12,6 +12,7 @@ pub mod bodies;
 mod flights;
 mod gate;
 mod hurry;
+mod probes;
 mod requests;
 mod ticks;
 
@@ -69,6 +70,12 @@ enum Call {
     Report {
         service: usize,
         batch: u64,
+    },
+    /// Which of these metrics the service has.
+    Probe {
+        service: usize,
+        kind: Kind,
+        metrics: Vec<String>,
     },
     /// Usage of requests that had no record.
     Uncached {

@@ -58,6 +58,7 @@ impl Root {
                     .refresher
                     .take_marks(&shared.data, &shared.applications);
                 self.flush(index, shared, now);
+                self.probe(index, shared, now);
                 self.refresh(index, shared, now);
             }
         }

@@ -122,10 +122,11 @@ impl Gateway {
         self.backend.usage().total(SERVICE, application, metric)
     }
 
-    /// How often service management was asked about an application.
+    /// How often service management was asked about an application; questions about metrics,
+    /// which name a usage, are others.
     #[must_use]
     pub fn questions(&self) -> u64 {
-        self.backend.calls().count(Endpoint::Authorize)
+        self.backend.calls().questions()
     }
 
     /// How often it was told about usage.

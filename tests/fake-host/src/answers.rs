@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use time::{Date, Duration, Month, OffsetDateTime, Time};
 
+use crate::vm::Call;
 use crate::wire::Pairs;
 
 /// An answer to a call.
@@ -105,6 +106,34 @@ pub fn accepted() -> Answer {
 pub fn error(status: u16, code: &str) -> Answer {
     let error = format!(r#"{DECLARATION}<error code="{code}">{code} as a sentence</error>"#);
     service_management(status).body(error)
+}
+
+/// What service management says to a question with usage of an application that it
+/// authorizes, if the service has these metrics: 404 with the name of the first other one.
+/// `None`: the question has no usage.
+pub fn with_usage(call: &Call, has: impl Fn(&str) -> bool, wall_ms: u64) -> Option<Answer> {
+    let metrics = metrics_of(call);
+    let unknown = metrics.iter().find(|metric| !has(metric));
+    let text = |metric| {
+        let code = r#"<error code="metric_invalid">"#;
+        format!(r#"{DECLARATION}{code}metric "{metric}" is invalid</error>"#)
+    };
+    match unknown {
+        Some(metric) => Some(service_management(404).body(text(metric))),
+        None if metrics.is_empty() => None,
+        None => Some(authorized().at(wall_ms)),
+    }
+}
+
+/// The metrics in the usage of a question, in order.
+pub fn metrics_of(call: &Call) -> Vec<String> {
+    let (_, query) = call.path().split_once('?').unwrap_or_default();
+    form_urlencoded::parse(query.as_bytes())
+        .filter_map(|(name, _)| {
+            let metric = name.strip_prefix("usage[")?.strip_suffix(']')?;
+            Some(metric.to_owned())
+        })
+        .collect()
 }
 
 /// 200: the application is authorized.

@@ -28,6 +28,7 @@ mod worker;
 
 pub use answers::{
     Answer, Authorization, Failure, Report, Transaction, accepted, authorized, denied, error,
+    metrics_of, with_usage,
 };
 pub use guest::Guest;
 pub use process::{FakeEnvoy, LogLevel, LogLine, run_at_once};

@@ -6,12 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::answers::Answer;
 use crate::guest::Guest;
 use crate::hostcalls;
 use crate::queues::Queues;
 use crate::shared_data::{SharedData, SharedDataAccess};
 use crate::stats::Stats;
+use crate::vm::Call;
 use crate::worker::Worker;
+
+/// What is answered without a test's doing.
+type Answering = dyn Fn(&Call) -> Option<Answer> + Send + Sync;
 
 /// Severity of a log line; the number is the ABI's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +66,7 @@ pub(crate) struct Process {
     workers: AtomicUsize,
     clusters: Mutex<BTreeSet<String>>,
     shows_bodies: AtomicBool,
+    answering: Mutex<Option<Arc<Answering>>>,
     log_level: Mutex<LogLevel>,
     logs: Mutex<Vec<LogLine>>,
     misuses: Mutex<Vec<String>>,
@@ -87,6 +93,12 @@ impl Process {
 
     pub(crate) fn shows_bodies(&self) -> bool {
         self.shows_bodies.load(Ordering::SeqCst)
+    }
+
+    /// The answer that a call has without a test's doing.
+    pub(crate) fn answer(&self, call: &Call) -> Option<Answer> {
+        let answering = lock(&self.answering).clone();
+        answering.and_then(|answer| answer(call))
     }
 
     pub(crate) fn log_level(&self) -> LogLevel {
@@ -195,6 +207,7 @@ impl FakeEnvoy {
             workers: AtomicUsize::new(0),
             clusters: Mutex::default(),
             shows_bodies: AtomicBool::new(false),
+            answering: Mutex::default(),
             log_level: Mutex::new(LogLevel::Trace),
             logs: Mutex::default(),
             misuses: Mutex::default(),
@@ -336,6 +349,12 @@ impl FakeEnvoy {
     /// `StopIteration`, the number 1, no longer keeps the body from the filter.
     pub fn show_bodies(&self) {
         self.0.shows_bodies.store(true, Ordering::SeqCst);
+    }
+
+    /// Answers calls by themselves from now on: right after the tick or the answer in which
+    /// they were made. `None`: the test answers. Replaces what was set before.
+    pub fn answer_with(&self, answer: impl Fn(&Call) -> Option<Answer> + Send + Sync + 'static) {
+        *lock(&self.0.answering) = Some(Arc::new(answer));
     }
 
     /// Puts a message into every shared queue, as another plugin of the process could.

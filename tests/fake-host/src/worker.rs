@@ -244,6 +244,7 @@ impl Worker {
                     call(vm, *root, || unsafe { on_tick(*root) });
                 }
             }
+            answer_by_itself(vm);
             due.len()
         })
     }
@@ -256,6 +257,7 @@ impl Worker {
                 // SAFETY: the guest's function, called on its VM's thread.
                 call(vm, root, || unsafe { on_tick(root) });
             }
+            answer_by_itself(vm);
         });
     }
 
@@ -309,7 +311,10 @@ impl Worker {
     /// Answers a call. Panics if no such call waits.
     pub fn answer(&self, token: u32, answer: impl Into<Answer>) {
         let answer = answer.into();
-        self.on_vm(move |vm| deliver_answer(vm, token, answer));
+        self.on_vm(move |vm| {
+            deliver_answer(vm, token, answer);
+            answer_by_itself(vm);
+        });
     }
 
     /// Answers every call that waits, also those that are made meanwhile, with what `with`
@@ -666,4 +671,18 @@ fn deliver_answer(vm: &Vm, token: u32, answer: Answer) {
         });
     }
     vm.state().delivering = None;
+}
+
+/// Answers the calls that the process answers by itself.
+fn answer_by_itself(vm: &Vm) {
+    loop {
+        let calls: Vec<Call> = vm.state().calls.values().cloned().collect();
+        let mut answers = calls
+            .iter()
+            .filter_map(|call| Some((call.token, vm.process.answer(call)?)));
+        let Some((token, answer)) = answers.next() else {
+            return;
+        };
+        deliver_answer(vm, token, answer);
+    }
 }

@@ -95,7 +95,7 @@ async fn an_application_in_use_is_asked_about_at_most_twice_in_any_ttl() -> Resu
     let asked: Vec<u64> = calls
         .calls
         .iter()
-        .filter(|call| call.endpoint == Endpoint::Authorize)
+        .filter(|call| call.endpoint == Endpoint::Authorize && !call.has_usage())
         .map(|call| call.at)
         .collect();
     let first = *asked.first().context("no question")?;

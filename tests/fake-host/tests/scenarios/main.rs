@@ -14,6 +14,7 @@ mod floods;
 mod flush;
 mod keys;
 mod limits;
+mod metrics;
 mod quotas;
 mod refresh;
 mod refused;

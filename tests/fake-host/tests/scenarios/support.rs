@@ -9,7 +9,7 @@ use tollgate::authorization::{Change, Record, Slot, Table};
 use tollgate::shared_data::{SetError, SharedData, Token};
 use tollgate_fake_host::{
     Answer, Authorization, Call, FakeEnvoy, Outcome, Report, SharedDataAccess, Status, StreamId,
-    Worker, accepted, authorized, error,
+    Worker, accepted, authorized, error, with_usage,
 };
 
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -64,9 +64,12 @@ fn merge(target: &mut Value, changes: Value) {
     }
 }
 
-/// A process with the cluster of service management.
+/// A process with the cluster of service management, whose services have whatever metric
+/// is asked about: questions about metrics are answered without a story's doing.
 pub fn envoy() -> FakeEnvoy {
-    FakeEnvoy::new().cluster("service-management")
+    let envoy = FakeEnvoy::new().cluster("service-management");
+    envoy.answer_with(|call| with_usage(call, |_| true, FakeEnvoy::START_MS));
+    envoy
 }
 
 /// A process with one worker.
