@@ -15,6 +15,8 @@ use crate::authorization::{Applications, Flights};
 use crate::config::{Configuration, Replies};
 use crate::credentials::Body;
 use crate::mapping::Usage;
+use crate::usage::tick;
+
 use log::{error, info, warn};
 use std::collections::HashMap;
 
@@ -252,11 +254,9 @@ impl Vm {
     }
 }
 
-/// A flush is never late by more than a tenth of its interval, nor a refresh by more
-/// than a second.
 fn tick_milliseconds(configuration: &Configuration) -> u32 {
     let interval = configuration.reporting.interval.as_millis();
-    u32::try_from(interval.min(1_000)).unwrap_or(1_000)
+    u32::try_from(tick(u64::try_from(interval).unwrap_or(u64::MAX))).unwrap_or(u32::MAX)
 }
 
 fn read_configuration() -> Result<Configuration, String> {

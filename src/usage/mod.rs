@@ -7,5 +7,5 @@ mod lease;
 mod suspects;
 
 pub use accounts::Accounts;
-pub use flush::{Flusher, Report, Settings, Settled, Terms, push, wants_flush};
+pub use flush::{Flusher, Report, Settings, Settled, Terms, push, tick, wants_flush};
 pub use lease::{Candidate, lead};
