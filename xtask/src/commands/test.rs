@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::build::build_filter;
+use super::build::{build_filter, build_filter_that_traps};
 use crate::process;
 use crate::tools::envoy::{self, envoy_path};
 use crate::tools::node::node_path;
@@ -115,6 +115,7 @@ fn end_to_end(module: Option<&Path>, filter: Option<&str>, counts: &mut Counts) 
         Some(module) => module.to_owned(),
         None => build_filter().context("there is no module to test")?,
     };
+    let trapping = build_filter_that_traps()?;
     println!("Envoy {}", envoy::version(&envoy)?);
     count_tests(
         workspace::cargo()
@@ -122,7 +123,8 @@ fn end_to_end(module: Option<&Path>, filter: Option<&str>, counts: &mut Counts) 
             .args(["--", "--ignored", "--test-threads=2"])
             .args(filter)
             .env("ENVOY", envoy)
-            .env("TOLLGATE_WASM", module),
+            .env("TOLLGATE_WASM", module)
+            .env("TOLLGATE_TRAP_WASM", trapping),
         counts,
     )
 }
