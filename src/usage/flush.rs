@@ -128,8 +128,10 @@ pub struct Flusher {
     next_batch: u64,
     /// Slots taken from the marks and not yet looked at.
     waiting: VecDeque<Slot>,
-    /// The next segment of marks to take in this round; `None` between rounds.
+    /// Where to go on with the segments of marks in this round; `None` between rounds.
     segment: Option<u32>,
+    /// The segment that is looked at in the next round whether or not marks are noted for it.
+    turn: u32,
     next_round: u64,
     /// Nothing is sent before this, after a failure.
     paused_until: u64,
@@ -176,6 +178,7 @@ impl Flusher {
             next_batch: first_batch,
             waiting: VecDeque::new(),
             segment: None,
+            turn: 0,
             next_round: 0,
             paused_until: 0,
             failures: 0,
@@ -240,6 +243,12 @@ impl Flusher {
             && self.begins_round(settings.interval, *now)
         {
             self.segment = Some(0);
+            let marks = applications.marks(Mark::Dirty, self.scope);
+            self.waiting.extend(marks.take(data, self.turn));
+            self.turn = self.turn.saturating_add(1);
+            if self.turn >= marks.segments() {
+                self.turn = 0;
+            }
             // Once in a round, what other VMs did by themselves is shown, too.
             self.accounts.sent();
         }
@@ -380,12 +389,14 @@ impl Flusher {
     fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) -> bool {
         let marks = applications.marks(Mark::Dirty, self.scope);
         while self.waiting.is_empty() {
-            let Some(segment) = self.segment else {
+            let Some(from) = self.segment else {
                 return false;
             };
-            self.waiting.extend(marks.take(data, segment));
-            let next = segment.saturating_add(1);
-            self.segment = (next < marks.segments()).then_some(next);
+            let next = marks.next_segment(data, from);
+            if let Some(segment) = next {
+                self.waiting.extend(marks.take(data, segment));
+            }
+            self.segment = next.map(|segment| segment.saturating_add(1));
         }
         true
     }

@@ -207,7 +207,7 @@ impl Root {
                 shared
                     .applications
                     .marks(Mark::Dirty, scope)
-                    .set(&shared.data, slot);
+                    .set_and_note(&shared.data, slot);
             }
         }
     }
