@@ -8,7 +8,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::Instant;
-use tollgate::authorization::{Applications, Identity, Lifetimes, Period, Shown, Verdict};
+use tollgate::authorization::{
+    Accuracy, Applications, Identity, Lifetimes, Period, Shown, Verdict,
+};
 use tollgate::credentials::{Credential, Identities, Kind, Scope};
 use tollgate::mapping::{Metrics, Usage};
 use tollgate::moment::Moment;
@@ -81,6 +83,7 @@ fn main() {
         ttl: u64::MAX,
         negative_ttl: 1,
         stale_if_error: 0,
+        accuracy: Accuracy::Exact,
     };
     println!("limits  ns per decision");
     for limits in [0, 1, 3, 7, 20] {

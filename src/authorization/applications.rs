@@ -5,12 +5,13 @@
 //! records decide, stale ones decide and are refreshed behind, everything else asks.
 
 use super::accepted::Accepted;
+use super::accuracy::Accuracy;
 use super::in_place;
 use super::keys::{ColdValues, KeyList, Keys};
 use super::marks::{Mark, Marks};
 use super::pauses;
 use super::quota::Quota;
-use super::record::{Freshness, Record, Refusal, State};
+use super::record::{Freshness, Look, Record, Refusal, State};
 use super::shown::{
     Asked, KeyStanding, Memory, Referrer, Remembered, Shown, is_good, key_digest, key_standing,
 };
@@ -31,6 +32,8 @@ pub struct Lifetimes {
     pub negative_ttl: u64,
     /// After its `ttl`, an authorization still decides while a refresh is tried.
     pub stale_if_error: u64,
+    /// How limits are shared with other gateways.
+    pub accuracy: Accuracy,
 }
 
 /// One application of one service, as it is known by. `Debug` does not show the credential.
@@ -192,10 +195,11 @@ impl Applications {
             let usual = |bytes: &mut [u8]| {
                 let good = |keys| key.is_none_or(|key| is_good(keys, digest, &shown, key, cold));
                 (is_plain && in_place::admit(bytes, digest, usage, metrics, now, good)).then_some(
-                    Look::Decided(Seen {
+                    Reached::Decided(Seen {
                         verdict: Verdict::Admitted { stale: false },
                         dirty: false,
                         refresh: false,
+                        urgent: false,
                         quota: None,
                     }),
                 )
@@ -203,21 +207,21 @@ impl Applications {
             let seen = self.table.change_in_place(data, digest, usual, |record| {
                 let freshness = record.freshness(now);
                 if freshness == Freshness::Expired {
-                    return Change::Keep(Look::Nothing);
+                    return Change::Keep(Reached::Nothing);
                 }
                 if record.denial.is_none() {
                     match key.map(|key| key_standing(record, &shown, key, cold)) {
                         None | Some(KeyStanding::Good) => {}
                         Some(KeyStanding::Unknown) if accepted => {}
-                        Some(standing) => return Change::Keep(Look::AtKey(standing)),
+                        Some(standing) => return Change::Keep(Reached::AtKey(standing)),
                     }
                     match referrer {
                         Remembered::Accepted => {}
                         _ if record.keys == Keys::Unheard => {}
                         Remembered::Refused(denial) => {
-                            return Change::Keep(Look::Refused(Refusal::Denied(denial)));
+                            return Change::Keep(Reached::Refused(Refusal::Denied(denial)));
                         }
-                        Remembered::Nothing => return Change::Keep(Look::AtReferrer),
+                        Remembered::Nothing => return Change::Keep(Reached::AtReferrer),
                     }
                 }
                 let stale = freshness == Freshness::Stale;
@@ -225,17 +229,19 @@ impl Applications {
                 record.refresh_marked |= refresh;
                 let first = !record.has_pending();
                 match record.admit(usage, metrics, now) {
-                    Ok(()) => Change::Write(Look::Decided(Seen {
+                    Ok(()) => Change::Write(Reached::Decided(Seen {
                         verdict: Verdict::Admitted { stale },
                         dirty: first,
                         refresh,
+                        urgent: record.take_urgent(),
                         quota: quota_to_tell(application, record, Ok(())),
                     })),
                     Err(refusal) => {
-                        let seen = Look::Decided(Seen {
+                        let seen = Reached::Decided(Seen {
                             verdict: Verdict::Refused(refusal),
                             dirty: false,
                             refresh,
+                            urgent: refusal == Refusal::Early,
                             quota: quota_to_tell(application, record, Err(refusal)),
                         });
                         if refresh {
@@ -247,29 +253,32 @@ impl Applications {
                 }
             })?;
             match seen {
-                Some((slot, Look::Decided(seen))) => {
+                Some((slot, Reached::Decided(seen))) => {
                     if seen.dirty {
                         self.marks(Mark::Dirty, application.scope).set(data, slot);
                     }
                     if seen.refresh {
                         self.marks(Mark::Stale, application.scope).set(data, slot);
                     }
+                    if seen.urgent {
+                        self.marks(Mark::Urgent, application.scope).set(data, slot);
+                    }
                     self.quota = seen.quota;
                     return Ok(seen.verdict);
                 }
-                Some((_, Look::Refused(refusal))) => return Ok(Verdict::Refused(refusal)),
-                Some((slot, Look::AtKey(KeyStanding::Unread(hash)))) => {
+                Some((_, Reached::Refused(refusal))) => return Ok(Verdict::Refused(refusal)),
+                Some((slot, Reached::AtKey(KeyStanding::Unread(hash)))) => {
                     if self.cold.find(data, slot, digest, hash).is_none() {
                         return Ok(Verdict::Unknown);
                     }
                 }
-                Some((_, Look::AtKey(KeyStanding::Unlisted(since)))) => {
+                Some((_, Reached::AtKey(KeyStanding::Unlisted(since)))) => {
                     let known = key.and_then(|key| self.strangers.find(data, key, now));
                     let asked = since.saturating_add(pauses::PAUSE_MILLISECONDS) > now.monotonic;
                     let wrong = (asked || !may_ask).then_some(Denial::ApplicationKeyInvalid);
                     return Ok(refused_or_unknown(known.or(wrong)));
                 }
-                Some((_, Look::AtKey(KeyStanding::Unknown))) => {
+                Some((_, Reached::AtKey(KeyStanding::Unknown))) => {
                     let key = key.unwrap_or(digest);
                     match self.memory(now, may_ask).find(data, key) {
                         Remembered::Accepted => accepted = true,
@@ -277,7 +286,7 @@ impl Applications {
                         Remembered::Nothing => return Ok(Verdict::Unknown),
                     }
                 }
-                Some((_, Look::Nothing)) | None => {
+                Some((_, Reached::Nothing)) | None => {
                     let wrong_key = key.and_then(|key| self.strangers.find(data, key, now));
                     let wrong_referrer = match referrer {
                         Remembered::Refused(denial) => Some(denial),
@@ -285,7 +294,7 @@ impl Applications {
                     };
                     return Ok(refused_or_unknown(wrong_key.or(wrong_referrer)));
                 }
-                Some((_, Look::AtKey(KeyStanding::Good) | Look::AtReferrer)) => break,
+                Some((_, Reached::AtKey(KeyStanding::Good) | Reached::AtReferrer)) => break,
             }
         }
         Ok(Verdict::Unknown)
@@ -434,6 +443,7 @@ impl Applications {
                 lifetimes.ttl,
                 lifetimes.stale_if_error,
             )?;
+            record.renew_grants(authorization, lifetimes.accuracy, now);
             record.keys = keys_of(digest, list.as_ref());
             Ok::<(), Refusal>(())
         };
@@ -604,7 +614,7 @@ impl Applications {
         metrics: &Metrics,
         now: Moment,
         lifetimes: &Lifetimes,
-    ) -> Result<(), TableError> {
+    ) -> Result<Look, TableError> {
         let app_id = answer
             .ok()
             .and_then(|answer| key_list(Kind::AppId, digest, answer, shown));
@@ -612,6 +622,7 @@ impl Applications {
             if record.digest != digest {
                 return None;
             }
+            let mut look = Look::default();
             match answer {
                 Ok(authorization) => {
                     let fits = record.refresh(
@@ -621,6 +632,7 @@ impl Applications {
                         lifetimes.ttl,
                         lifetimes.stale_if_error,
                     );
+                    look = record.renew_grants(authorization, lifetimes.accuracy, now);
                     if fits.is_ok() {
                         let list = app_id.as_ref().filter(|_| record.kind == Kind::AppId);
                         record.keys = keys_of(digest, list);
@@ -635,12 +647,15 @@ impl Applications {
                     );
                 }
             }
-            Some(Change::Write(record.keys))
+            Some(Change::Write((record.keys, look)))
         })?;
-        if let (Some(Keys::Listed(_)), Some(list)) = (taken, &app_id) {
+        let Some((keys, look)) = taken else {
+            return Ok(Look::default());
+        };
+        if let (Keys::Listed(_), Some(list)) = (keys, &app_id) {
             self.cold.put(data, slot, digest, list);
         }
-        Ok(())
+        Ok(look)
     }
 
     /// Relies no more on a record of which nothing can be learned without a key that an
@@ -694,7 +709,7 @@ const fn refused_or_unknown(denial: Option<Denial>) -> Verdict {
 
 /// How far one look at a record came.
 #[derive(Clone, Copy)]
-enum Look {
+enum Reached {
     Decided(Seen),
     Refused(Refusal),
     /// Whether the key is good decides.
@@ -711,6 +726,7 @@ struct Seen {
     verdict: Verdict,
     dirty: bool,
     refresh: bool,
+    urgent: bool,
     quota: Option<Quota>,
 }
 

@@ -7,7 +7,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 4 | magic and layout version, `TGr2` |
+//! | 0 | 4 | magic and layout version, `TGr3` |
 //! | 4 | 1 | state: 0 vacant, 1 candidate, 2 live |
 //! | 5 | 1 | denial, by its code; 0 if allowed |
 //! | 6 | 1 | kind of the identity |
@@ -20,11 +20,13 @@
 //! | 96 | 4 | number of names, of limits; 2 bytes of zero |
 //! | 100 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
-//! Then, without gaps: limits (51 bytes each: name, period, unsure, start, end, maximum,
-//! own, sent, foreign), ledgers (32: admitted, acknowledged, lost, published; one per
-//! name), usage
-//! (34: name, hour, at, pending, in flight, settling), names (parent, length, text), identity.
+//! Then, without gaps: limits (51 bytes each: name, period, flags, start, end, maximum,
+//! own, sent, foreign; flags: 1 unsure, 2 with a grant, which follows in 20 bytes: until,
+//! urgent at, share, gateways), ledgers (32: admitted, acknowledged, lost, published; one per
+//! name), usage (34: name, hour, at, pending, in flight, settling), names (parent, length,
+//! text), identity.
 
+use super::accuracy::Grant;
 use super::keys::Keys;
 use super::limit::Limit;
 use super::names::Names;
@@ -34,7 +36,7 @@ use crate::credentials::{Digest, Kind};
 use crate::service_management::Denial;
 use thiserror::Error;
 
-const MAGIC: &[u8; 4] = b"TGr2";
+const MAGIC: &[u8; 4] = b"TGr3";
 /// Offsets of the header, for whoever works on the bytes themselves.
 pub const STATE: usize = 4;
 /// See [`STATE`].
@@ -54,6 +56,7 @@ pub const NO_PARENT: u8 = Names::NO_PARENT;
 const COUNTS: usize = 96;
 const HEADER: usize = 104;
 const LIMIT: usize = 51;
+const LIMIT_FLAGS: usize = 2;
 /// Offsets in a limit; at 0 is its name.
 pub const LIMIT_START: usize = 3;
 /// See [`LIMIT_START`].
@@ -74,6 +77,8 @@ pub const USAGE_AT: usize = 2;
 pub const USAGE_PENDING: usize = 10;
 const REFRESH_MARKED: u8 = 1;
 const ALONE: u8 = 2;
+const UNSURE: u8 = 1;
+const GRANTED: u8 = 2;
 
 /// The bytes are not a record of this layout. Whoever wrote them, they are nobody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -91,7 +96,8 @@ pub fn digest_of(bytes: &[u8]) -> Option<Digest> {
     Some(Digest(digest))
 }
 
-/// Where the parts of a record stand.
+/// Where the parts of a record stand whose limits are all without a grant, and so of one
+/// length.
 ///
 /// They may lie beyond the end of the bytes they were read from: read and write with
 /// checked access.
@@ -103,17 +109,24 @@ pub struct Sections {
 }
 
 impl Sections {
-    /// Those of the record in these bytes. `None` if they do not begin as one of this layout.
+    /// Those of the record in these bytes. `None` if they do not begin as one of this layout,
+    /// or a limit has a grant: nothing behind it stands where it is looked for.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         if !bytes.starts_with(MAGIC) {
             return None;
         }
         let [names, limits, _, _, low, high]: [u8; 6] = *bytes.get(COUNTS..)?.first_chunk()?;
-        Some(Self {
+        let sections = Self {
             names: usize::from(names),
             limits: usize::from(limits),
             usage: usize::from(u16::from_le_bytes([low, high])),
-        })
+        };
+        for limit in sections.limits() {
+            if bytes.get(limit.checked_add(LIMIT_FLAGS)?)? & GRANTED != 0 {
+                return None;
+            }
+        }
+        Some(sections)
     }
 
     /// Whether the plan has no limits.
@@ -194,7 +207,9 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         out.extend_from_slice(&u16::try_from(length).unwrap_or(0).to_le_bytes());
     }
     for limit in record.limits.iter().take(usize::from(u8::MAX)) {
-        out.extend_from_slice(&[limit.name, limit.period as u8, u8::from(limit.unsure)]);
+        let unsure = if limit.unsure { UNSURE } else { 0 };
+        let granted = if limit.grant.is_some() { GRANTED } else { 0 };
+        out.extend_from_slice(&[limit.name, limit.period as u8, unsure | granted]);
         put_words(
             out,
             [
@@ -206,6 +221,11 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
                 limit.foreign,
             ],
         );
+        if let Some(grant) = limit.grant {
+            put_words(out, [grant.until, grant.urgent_at]);
+            out.extend_from_slice(&grant.share.to_le_bytes());
+            out.extend_from_slice(&grant.gateways.to_le_bytes());
+        }
     }
     let without = Ledger::default();
     for index in 0..record.names.len() {
@@ -291,8 +311,13 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
     };
     record.limits.clear();
     for _ in 0..limits {
-        let [name, period, unsure] = reader.bytes()?;
+        let [name, period, flags] = reader.bytes()?;
         let [start, end, maximum, own, sent, foreign] = reader.words()?;
+        let grant = if flags & GRANTED == 0 {
+            None
+        } else {
+            Some(reader.grant()?)
+        };
         record.limits.push(Limit {
             name: named(name)?,
             period: Period::from_code(period).ok_or(NotARecord)?,
@@ -301,7 +326,8 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
             own,
             sent,
             foreign,
-            unsure: unsure != 0,
+            unsure: flags & UNSURE != 0,
+            grant,
         });
     }
     record.ledger.clear();
@@ -368,6 +394,16 @@ impl<'a> Reader<'a> {
     fn byte(&mut self) -> Result<u8, NotARecord> {
         let [byte] = self.bytes()?;
         Ok(byte)
+    }
+
+    fn grant(&mut self) -> Result<Grant, NotARecord> {
+        let [until, urgent_at] = self.words()?;
+        Ok(Grant {
+            until,
+            urgent_at,
+            share: u16::from_le_bytes(self.bytes()?),
+            gateways: u16::from_le_bytes(self.bytes()?),
+        })
     }
 
     fn words<const N: usize>(&mut self) -> Result<[u64; N], NotARecord> {
@@ -440,6 +476,30 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_reads_as_it_was_written_and_costs_nothing_where_there_is_none() {
+        let mut record = full();
+        let without = bytes_of(&record).len();
+        assert!(Sections::of(&bytes_of(&record)).is_some());
+        let grant = Grant {
+            until: 17,
+            urgent_at: u64::MAX,
+            share: 12_345,
+            gateways: 16,
+        };
+        record.limits[1].grant = Some(grant);
+        record.limits[1].unsure = true;
+        let bytes = bytes_of(&record);
+        assert_eq!(bytes.len(), without + 20);
+        assert!(Sections::of(&bytes).is_none());
+        let mut read = Record::vacant();
+        decode(&bytes, &mut read).unwrap();
+        assert_eq!(read.limits[0].grant, None);
+        assert_eq!(read.limits[1].grant, Some(grant));
+        assert!(read.limits[1].unsure);
+        assert_eq!(bytes_of(&read), bytes);
+    }
+
+    #[test]
     fn a_usual_record_is_a_few_hundred_bytes() {
         assert!(bytes_of(&full()).len() < 500, "{}", bytes_of(&full()).len());
     }
@@ -460,7 +520,7 @@ mod tests {
     #[test]
     fn another_layout_is_none() {
         let mut bytes = bytes_of(&full());
-        bytes[3] = b'1';
+        bytes[3] = b'2';
         assert_eq!(decode(&bytes, &mut Record::vacant()), Err(NotARecord));
         assert_eq!(digest_of(&bytes), None);
     }
@@ -469,9 +529,9 @@ mod tests {
 #[cfg(test)]
 #[cfg(not(target_family = "wasm"))]
 mod properties {
-    use super::super::testing::{at, metrics, usage};
+    use super::super::testing::{at, known, limit, metrics, usage};
     use super::*;
-    use crate::authorization::Outcome;
+    use crate::authorization::{Accuracy, Outcome};
     use proptest::prelude::*;
 
     proptest! {
@@ -497,6 +557,15 @@ mod properties {
                 let metrics = metrics(true);
                 let cost = usage(&metrics, &[("orders_vip", u64::MAX / 2), ("hits", 1)]);
                 let _ = record.admit(&cost, &metrics, at(200_000));
+                let _ = record.take_urgent();
+                let _ = record.least_headroom(at(0));
+                let strict = Accuracy::Strict {
+                    gateways: 2,
+                    settled_after: 0,
+                };
+                let answer = known(vec![limit("hits", Period::Minute, u64::MAX, 3, at(0))]);
+                let _ = record.renew_grants(&answer, strict, at(0));
+                let _ = record.admit(&cost, &metrics, at(900_000));
                 record.settle(record.batch, Outcome::Returned, &metrics, at(0));
                 record.dispatch(3, u64::MAX, 10, &metrics);
                 record.settle(3, Outcome::Acknowledged, &metrics, at(1));

@@ -1,9 +1,9 @@
 //! The usual request, admitted on the bytes of its application's record.
 //!
 //! Apart from the record, which can do everything, because nearly every request needs
-//! only this: the record is live, fresh and not denied, no window has ended, and this
-//! minute has usage of the metric already. Then a few words change, and the rest of
-//! the record is neither read nor written anew. Whatever is not so is left to
+//! only this: the record is live, fresh and not denied, no limit is shared with other
+//! gateways, no window has ended, and this minute has usage of the metric already. Then a
+//! few words change, and the rest of the record is neither read nor written anew. Whatever is not so is left to
 //! [`super::record::Record::admit`]; the two are held against each other by a property.
 
 use super::codec::{self, DENIAL, DIGEST, FRESH_UNTIL, KEYS, LAST_USED, STATE, Sections};
@@ -216,7 +216,7 @@ mod properties {
     use super::super::record::{Record, State};
     use super::super::testing::{at, known, limit, metrics, usage};
     use super::*;
-    use crate::authorization::Period;
+    use crate::authorization::{Grant, Period};
     use proptest::prelude::*;
 
     fn bytes_of(record: &Record) -> Vec<u8> {
@@ -224,6 +224,14 @@ mod properties {
         codec::encode(record, &mut bytes);
         bytes
     }
+
+    /// One that no request of these tests reaches, so that the long way admits, too.
+    const GRANT: Grant = Grant {
+        until: u64::MAX,
+        urgent_at: u64::MAX,
+        share: 1,
+        gateways: 2,
+    };
 
     fn record(with_limits: bool, hierarchy: bool, maximum: u64) -> Record {
         let mut record = Record::vacant();
@@ -270,7 +278,8 @@ mod properties {
             with_limits: bool,
             hierarchy: bool,
             maximum in 0_u64..40,
-            requests in proptest::collection::vec((cost(), -8_000_i64..20_000, 0..10), 1..40),
+            granted in 0_usize..3,
+            requests in proptest::collection::vec((cost(), -8_000_i64..20_000, 0..14), 1..40),
         ) {
             let metrics = metrics(hierarchy);
             let mut record = record(with_limits, hierarchy, maximum);
@@ -281,6 +290,11 @@ mod properties {
                 match event {
                     0 => { record.dispatch(now + 1, u64::MAX, 9, &metrics); }
                     1 => { record.denial = Some(crate::service_management::Denial::ApplicationNotActive); }
+                    2 => record.limits.iter_mut().for_each(|limit| limit.unsure = true),
+                    3 => if let Some(limit) = record.limits.get_mut(granted) {
+                        limit.grant = Some(GRANT);
+                    },
+                    4 => record.limits.iter_mut().for_each(|limit| limit.grant = None),
                     _ => record.denial = None,
                 }
                 let cost = usage(&metrics, &cost);
@@ -289,9 +303,10 @@ mod properties {
                 let admitted = admit(&mut bytes, record.digest, &cost, &metrics, at(now), |_| true);
                 let fresh = record.freshness(at(now)) == super::super::record::Freshness::Fresh;
                 let had_pending = record.has_pending();
+                let shared = record.limits.iter().any(|limit| limit.grant.is_some());
                 let long = record.admit(&cost, &metrics, at(now));
                 if admitted {
-                    prop_assert!(fresh && had_pending);
+                    prop_assert!(fresh && had_pending && !shared);
                     prop_assert_eq!(long, Ok(()));
                     prop_assert_eq!(bytes, bytes_of(&record));
                 } else {
@@ -326,7 +341,7 @@ mod tests {
     use super::super::record::{Record, State};
     use super::super::testing::{at, known, limit, metrics, usage};
     use super::*;
-    use crate::authorization::Period;
+    use crate::authorization::{Accuracy, Period};
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -376,5 +391,33 @@ mod tests {
             at(61_000),
             |_| true
         ));
+    }
+
+    #[test]
+    fn an_unsure_limit_is_usual_and_one_that_is_shared_is_not() {
+        let metrics = metrics(true);
+        let mut record = Record::vacant();
+        record.state = State::Live;
+        let answer = known(vec![
+            limit("hits", Period::Day, 10, 0, at(0)),
+            limit("hits", Period::Month, 10, 0, at(0)),
+        ]);
+        record
+            .refresh(&answer, &metrics, at(0), 600_000, 1)
+            .unwrap();
+        let cost = usage(&metrics, &[("orders", 2)]);
+        record.admit(&cost, &metrics, at(0)).unwrap();
+        let admits = |record: &Record| {
+            let mut bytes = Vec::new();
+            codec::encode(record, &mut bytes);
+            admit(&mut bytes, record.digest, &cost, &metrics, at(1), |_| true)
+        };
+        record.limits[1].unsure = true;
+        assert!(admits(&record));
+        let eager = Accuracy::Eager { gateways: 2 };
+        record.renew_grants(&answer, eager, at(0));
+        assert!(!admits(&record));
+        record.limits[0].grant = None;
+        assert!(!admits(&record));
     }
 }

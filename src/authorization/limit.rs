@@ -3,6 +3,7 @@
 //! Apart from the record so that the arithmetic of several reporters to one backend
 //! stands by itself.
 
+use super::accuracy::Grant;
 use super::period::{Period, Window};
 use crate::moment::Moment;
 use crate::service_management::UsageReport;
@@ -34,6 +35,8 @@ pub struct Limit {
     pub foreign: u64,
     /// Whether some of what was sent may never arrive.
     pub unsure: bool,
+    /// Among several gateways: what this one may do before it looks again.
+    pub grant: Option<Grant>,
 }
 
 impl Limit {
@@ -49,9 +52,19 @@ impl Limit {
         }
     }
 
+    /// Whether more may be admitted before this gateway has looked again at what the
+    /// others use.
+    #[must_use]
+    pub const fn is_granted(&self) -> bool {
+        match self.grant {
+            Some(grant) => self.own < grant.until,
+            None => true,
+        }
+    }
+
     /// Opens the next window if this one has ended. Nobody waits for the backend to
     /// do so, and no refusal outlives its window.
-    pub fn roll(&mut self, now: Moment) {
+    pub fn roll(&mut self, now: Moment, luck: u64) {
         if now.seconds() >= self.window.end {
             *self = Self {
                 window: self.period.window_at(now.seconds()),
@@ -61,6 +74,9 @@ impl Limit {
                 unsure: false,
                 ..*self
             };
+            if let Some(grant) = &mut self.grant {
+                grant.roll(self.maximum, luck);
+            }
         }
     }
 

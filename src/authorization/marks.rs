@@ -28,6 +28,8 @@ pub enum Mark {
     Dirty,
     /// The record is stale and in use.
     Stale,
+    /// A limit that others use, too, is to be looked at again.
+    Urgent,
 }
 
 /// The slots of one service that are marked with one thing to do.
@@ -55,6 +57,7 @@ impl Marks {
         let kind = match self.mark {
             Mark::Dirty => b'd',
             Mark::Stale => b's',
+            Mark::Urgent => b'u',
         };
         Key::new(kind, self.scope, segment)
     }

@@ -7,6 +7,7 @@
 //! leaves, a slot that must be given to somebody else.
 
 mod accepted;
+mod accuracy;
 mod applications;
 mod breaker;
 mod budget;
@@ -31,6 +32,7 @@ mod table;
 mod testing;
 mod units;
 
+pub use accuracy::{Accuracy, Grant, LONGEST_SETTLING, SHORTEST_SETTLING};
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
 pub use breaker::{Breaker, Passage, Turn};
 pub use budget::{BURST_SECONDS, Budget};
@@ -42,7 +44,7 @@ pub use marks::{Mark, Marks};
 pub use pauses::PAUSE_MILLISECONDS;
 pub use period::{Period, Window};
 pub use quota::{Quota, seconds_to};
-pub use record::{Dispatched, Freshness, Ledger, Outcome, Record, Refusal, State};
+pub use record::{Dispatched, Freshness, Ledger, Look, Outcome, Record, Refusal, State};
 pub use refresh::{Question, Refresher, backoff};
 pub use shown::{Asked, Referrer, Shown};
 pub use strangers::Strangers;

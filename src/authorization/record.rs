@@ -7,6 +7,7 @@
 //! Metrics stand here by name, never by index into a configuration, because two
 //! configurations can be alive at once. The byte layout is in `codec`.
 
+use super::accuracy::{Accuracy, Grant, Known, LONGEST_SETTLING, mix};
 use super::keys::Keys;
 use super::limit::Limit;
 use super::names::Names;
@@ -27,6 +28,8 @@ const MINUTES_KEPT_SECONDS: u64 = 180;
 /// How long after an acknowledgement a read of the backend's counters includes the
 /// batch. The backend applies reports late; no bound is promised, this is generous.
 const SETTLED_MILLISECONDS: u64 = 5_000;
+/// A gateway that admitted nothing for so long knows little of what the others did.
+const IDLE_MILLISECONDS: u64 = 10_000;
 /// Entries of usage that is only kept until it has settled, about.
 const MOST_SETTLING: usize = 16;
 /// How long ago a worker may have read its clock when it writes.
@@ -68,6 +71,9 @@ pub enum Refusal {
         /// First second at which the usage could fit.
         until: u64,
     },
+    /// Something is left of every limit, but not granted to this gateway yet.
+    #[error("what is left of a limit is not granted to this gateway")]
+    Early,
     /// The plan allows nothing of a metric (maximum 0).
     #[error("the plan disables a metric")]
     Disabled,
@@ -152,6 +158,13 @@ pub enum Outcome {
     Lost,
     /// Surely not applied, and given up.
     Refused,
+}
+
+/// What an answer showed of how late the backend counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// The age of an acknowledged report that was not in the counts yet (milliseconds).
+    pub late: Option<u64>,
 }
 
 /// See the module's description.
@@ -299,6 +312,9 @@ impl Record {
             return Err(Refusal::Denied(denial));
         }
         self.roll_windows(now);
+        if now.monotonic > self.last_used.saturating_add(IDLE_MILLISECONDS) {
+            self.age_grants(now);
+        }
         self.resolve(usage, metrics)?;
         self.check_limits()?;
         let minute = self.minute_of(now);
@@ -340,9 +356,14 @@ impl Record {
 
     fn check_limits(&self) -> Result<(), Refusal> {
         let mut until = None;
+        let mut early = false;
         for limit in &self.limits {
             let cost = self.cost(limit);
-            if cost == 0 || limit.admits(cost) {
+            if cost == 0 {
+                continue;
+            }
+            if limit.admits(cost) {
+                early |= !limit.is_granted();
                 continue;
             }
             if limit.maximum == 0 {
@@ -350,7 +371,132 @@ impl Record {
             }
             until = until.max(Some(limit.window.end));
         }
-        until.map_or(Ok(()), |until| Err(Refusal::Limited { until }))
+        match until {
+            Some(until) => Err(Refusal::Limited { until }),
+            None if early => Err(Refusal::Early),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a limit has come to where this gateway should report and look again; true
+    /// once, and again after the next look.
+    pub fn take_urgent(&mut self) -> bool {
+        let mut urgent = false;
+        for limit in &mut self.limits {
+            if let Some(grant) = &mut limit.grant
+                && limit.own >= grant.urgent_at
+            {
+                grant.urgent_at = u64::MAX;
+                urgent = true;
+            }
+        }
+        urgent
+    }
+
+    /// What is left of the limits that are shared with other gateways, at the least, for who
+    /// must choose whom to look at first; in parts of 65,536. `None` if none is shared or
+    /// nothing is left, so that no look would change anything.
+    #[must_use]
+    pub fn least_headroom(&self, now: Moment) -> Option<u64> {
+        let open = |limit: &&Limit| limit.grant.is_some() && limit.window.contains(now.seconds());
+        let left = self.limits.iter().filter(open).map(|limit| {
+            let known = limit.own.saturating_add(limit.foreign);
+            let left = u128::from(limit.maximum.saturating_sub(known)).saturating_mul(65_536);
+            let left = left.checked_div(u128::from(limit.maximum)).unwrap_or(0);
+            u64::try_from(left).unwrap_or(u64::MAX)
+        });
+        left.min().filter(|left| *left > 0)
+    }
+
+    /// Renews what this gateway may do on the limits before it looks again, by the answer
+    /// that was just taken in and was asked for at `asked`; those that it knows nothing
+    /// about stay as they are.
+    pub fn renew_grants(
+        &mut self,
+        authorization: &Authorization,
+        accuracy: Accuracy,
+        asked: Moment,
+    ) -> Look {
+        let (gateways, strict, settled_after) = match accuracy {
+            Accuracy::Exact => {
+                for limit in &mut self.limits {
+                    limit.grant = None;
+                }
+                return Look::default();
+            }
+            Accuracy::Eager { gateways } => (gateways, false, 0),
+            Accuracy::Strict {
+                gateways,
+                settled_after,
+            } => (gateways, true, settled_after),
+        };
+        let settled = !strict
+            || (self.batch == 0
+                && asked.monotonic > self.acknowledged_at.saturating_add(settled_after));
+        let luck = self.luck(asked.monotonic);
+        let mut look = Look::default();
+        for limit in &mut self.limits {
+            let metric = self.names.bytes(limit.name);
+            let Some(report) = authorization.limits.iter().find(|report| {
+                report.metric.as_bytes() == metric
+                    && report.period == limit.period
+                    && report.window == limit.window
+            }) else {
+                continue;
+            };
+            // The others' usage cannot have become less: something of ours is missing.
+            let age = asked.monotonic.saturating_sub(self.acknowledged_at);
+            let late = settled
+                && !limit.unsure
+                && age < LONGEST_SETTLING
+                && report.current < limit.sent.saturating_add(limit.foreign);
+            if late {
+                look.late = Some(age);
+            }
+            // Of what was sent, something may never arrive or arrive twice: then the
+            // count and what was not sent yet is all that can be said.
+            let unsent = limit.own.saturating_sub(limit.sent);
+            let used = limit.own.saturating_add(limit.foreign);
+            let known = Known {
+                maximum: limit.maximum,
+                used: used.max(report.current.saturating_add(unsent)),
+                own: limit.own,
+                sent: limit.sent,
+                counted: report.current,
+            };
+            match &mut limit.grant {
+                Some(grant) if grant.is_strict() == strict && grant.gateways == gateways => {
+                    if settled && !(late && strict) {
+                        grant.renew(&known, luck);
+                    }
+                }
+                grant => *grant = Some(Grant::first(gateways, strict, &known, luck)),
+            }
+        }
+        look
+    }
+
+    /// Grants that nobody used for a while are worth less: the others went on.
+    fn age_grants(&mut self, now: Moment) {
+        let luck = self.luck(now.monotonic);
+        for limit in &mut self.limits {
+            if let Some(grant) = &mut limit.grant {
+                let known = Known {
+                    maximum: limit.maximum,
+                    used: limit.own.saturating_add(limit.foreign),
+                    own: limit.own,
+                    sent: limit.sent,
+                    counted: 0,
+                };
+                grant.idle(&known, luck);
+            }
+        }
+    }
+
+    /// A number that differs between gateways and moments.
+    fn luck(&self, moment: u64) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.digest.0;
+        mix(u64::from_le_bytes([a, b, c, d, e, f, g, h]), moment)
     }
 
     /// What the usage that was resolved last costs of a limit.
@@ -381,8 +527,16 @@ impl Record {
     }
 
     fn roll_windows(&mut self, now: Moment) {
+        if self
+            .limits
+            .iter()
+            .all(|limit| now.seconds() < limit.window.end)
+        {
+            return;
+        }
+        let luck = self.luck(now.seconds());
         for limit in &mut self.limits {
-            limit.roll(now);
+            limit.roll(now, luck);
         }
     }
 
@@ -839,6 +993,7 @@ impl Record {
             sent,
             foreign,
             unsure: false,
+            grant: None,
         }
     }
 

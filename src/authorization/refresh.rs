@@ -117,6 +117,15 @@ impl Refresher {
         }
     }
 
+    /// Puts a slot before all others, unless it stands on the list. An answer of before now
+    /// does not do, however fresh the record is.
+    pub fn add_first(&mut self, slot: Slot, now: Moment) {
+        let why = Listed::Since(now.monotonic);
+        if self.listed.insert(slot, why).is_none() {
+            self.waiting.push_front(slot);
+        }
+    }
+
     /// Puts the slots on the list that requests found stale, unless enough stand there.
     pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
         let marks = applications.marks(Mark::Stale, self.scope);
@@ -258,7 +267,7 @@ mod tests {
     use super::super::keys::KeyRule;
     use super::super::shown::{Referrer, Shown};
     use super::super::testing::{at, known, metrics};
-    use super::super::{Applications, Identity, Lifetimes};
+    use super::super::{Accuracy, Applications, Identity, Lifetimes};
     use super::*;
     use crate::shared_data::memory::Memory;
     use crate::shared_data::{SetError, Token};
@@ -269,6 +278,7 @@ mod tests {
         ttl: 1_000,
         negative_ttl: 1_000,
         stale_if_error: 1_000,
+        accuracy: Accuracy::Exact,
     };
 
     const ALICE: Identity<'_> = Identity {

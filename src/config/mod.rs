@@ -6,6 +6,7 @@
 //! [`Configuration::parse`] needs no more checks. `docs/configuration.md` is the
 //! reference for operators; a test loads every configuration in it.
 
+mod accuracy;
 mod credentials;
 mod duration;
 mod error;

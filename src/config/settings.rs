@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
-use super::{duration, hosts, shape};
+use super::{accuracy, duration, hosts, shape};
+use crate::authorization::Accuracy;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -42,6 +43,8 @@ pub struct AuthorizationSettings {
     /// How many questions about unknown credentials this gateway asks: 1 to 1,000,000 a
     /// second.
     pub unknown_calls_per_second: u32,
+    /// How limits are shared: `authorization.gateways` and `authorization.accuracy`.
+    pub accuracy: Accuracy,
 }
 
 /// What becomes of an application of which nothing is known while service management fails.
@@ -153,6 +156,7 @@ impl AuthorizationSettings {
                 (1, 1_000_000),
                 100,
             )?,
+            accuracy: accuracy::check(shape, place)?,
         })
     }
 }
@@ -219,7 +223,7 @@ fn within(
 }
 
 /// A whole number within these bounds, both included.
-fn number(
+pub(super) fn number(
     value: Option<&Value>,
     place: &Place<'_>,
     (least, most): (u32, u32),
@@ -242,7 +246,7 @@ fn number(
 }
 
 /// One of two words; the first is the default.
-fn choice<T: Copy>(
+pub(super) fn choice<T: Copy>(
     value: Option<&Value>,
     place: &Place<'_>,
     [default, other]: [(&str, T); 2],

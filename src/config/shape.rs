@@ -177,6 +177,10 @@ pub(super) struct Authorization {
     pub(super) unknown: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     pub(super) unknown_calls_per_second: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) gateways: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) accuracy: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::authorization::Accuracy;
 use crate::credentials::{HeaderName, ParameterName, Source, Sources};
 use crate::mapping::Usage;
 use crate::request::{Headers, Request};
@@ -90,6 +91,7 @@ fn what_is_left_out_has_its_default() {
             capacity: 16_384,
             unknown: Unknown::Deny,
             unknown_calls_per_second: 100,
+            accuracy: Accuracy::Exact,
         }
     );
     assert_eq!(
@@ -145,6 +147,7 @@ fn every_field_is_read() {
         "authorization": {
             "ttl": "1d", "negative_ttl": "1s", "stale_if_error": "0s", "capacity": 1_000_000, "unknown": "allow",
             "unknown_calls_per_second": 5,
+            "gateways": 4, "accuracy": "eager",
         },
         "reporting": { "interval": "100ms", "timeout": "60s", "uncertain": "drop", "batch": 1 },
         "unmatched_hosts": "pass",
@@ -167,6 +170,7 @@ fn every_field_is_read() {
             capacity: 1_000_000,
             unknown: Unknown::Allow,
             unknown_calls_per_second: 5,
+            accuracy: Accuracy::Eager { gateways: 4 },
         }
     );
     assert_eq!(
@@ -396,7 +400,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         (
             "/authorization",
             json!({ "TTL": "1s" }),
-            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second",
+            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second, gateways, accuracy",
         ),
         (
             "/reporting",
@@ -1277,7 +1281,7 @@ mod properties {
     fn full() -> Value {
         let mut full = with(
             "/authorization",
-            json!({ "ttl": "60s", "negative_ttl": "10s", "stale_if_error": "10m", "capacity": 8, "unknown": "deny" }),
+            json!({ "ttl": "60s", "negative_ttl": "10s", "stale_if_error": "10m", "capacity": 8, "unknown": "deny", "gateways": 2, "accuracy": "strict" }),
         );
         full["reporting"] =
             json!({ "interval": "10s", "uncertain": "drop", "timeout": "5s", "batch": 10 });

@@ -10,6 +10,8 @@ use crate::service_management::Denial;
 
 /// Seconds after which somebody who was told 503 may come again.
 const UNAVAILABLE_RETRY_SECONDS: u64 = 1;
+/// Seconds after which this gateway has looked at the limit again, if it may.
+const EARLY_RETRY_SECONDS: u64 = 1;
 
 /// Why a request does not reach the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub enum Reply {
         /// End of the window; `u64::MAX` for an eternal one.
         until: u64,
     },
+    /// Something is left of a limit, but this gateway must look again before it goes on.
+    Early,
     /// The plan has a maximum of 0 for a metric.
     Disabled,
     /// Service management could not be asked about an unknown application.
@@ -53,6 +57,7 @@ impl From<Refusal> for Reply {
             Refusal::Denied(denial) => Self::Denied(denial),
             Refusal::Limited { until } => Self::Limited { until },
             Refusal::Disabled => Self::Disabled,
+            Refusal::Early => Self::Early,
             Refusal::TooManyMetrics => Self::Misconfigured,
         }
     }
@@ -68,7 +73,7 @@ impl Reply {
             Self::LateBody => Outcome::LateBody,
             Self::LargeBody => Outcome::LargeBody,
             Self::NoRule => Outcome::NoMappingRule,
-            Self::Limited { .. } => Outcome::Limited,
+            Self::Limited { .. } | Self::Early => Outcome::Limited,
             Self::Disabled => Outcome::Disabled,
             Self::BackendFailed | Self::Contended | Self::OverBudget | Self::Overloaded => {
                 Outcome::Unavailable
@@ -86,6 +91,7 @@ impl Reply {
             Self::Denied(denial) => denial.as_str(),
             Self::NoRule => "no_mapping_rule",
             Self::Limited { .. } => "limit_exceeded",
+            Self::Early => "limit_near",
             Self::Disabled => "metric_disabled",
             Self::BackendFailed => "service_management_unavailable",
             Self::Misconfigured => "misconfigured",
@@ -102,6 +108,7 @@ impl Reply {
     const fn retry_after(self, now: Moment) -> Option<u64> {
         match self {
             Self::Limited { until } => seconds_to(until, now),
+            Self::Early => Some(EARLY_RETRY_SECONDS),
             Self::BackendFailed
             | Self::Misconfigured
             | Self::Contended

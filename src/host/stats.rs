@@ -32,6 +32,8 @@ pub enum Counter {
     NoRule,
     /// Refused: a limit.
     Limited,
+    /// Refused: a limit is near, and its rest is not granted to this gateway yet.
+    Early,
     /// Refused: it could not be known whether the caller may pass.
     Unavailable,
     /// Of those that could not be known: too many unknown credentials were asked about.
@@ -75,7 +77,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 28] = [
+    const ALL: [(Self, &'static str); 29] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),
@@ -84,6 +86,7 @@ impl Counter {
         (Self::Denied, "requests_denied"),
         (Self::NoRule, "requests_no_mapping_rule"),
         (Self::Limited, "requests_limited"),
+        (Self::Early, "requests_early"),
         (Self::Unavailable, "requests_unavailable"),
         (Self::OverBudget, "requests_over_budget"),
         (Self::BreakerOpen, "requests_breaker_open"),

@@ -7,15 +7,14 @@ use super::abi::{self, Action, BufferType};
 use super::clock;
 use super::local_reply::Reply;
 use super::logger::{self, Seldom};
-use super::root::Root;
 use super::root::bodies::{Bodies, LARGEST_BODY, is_too_large};
+use super::root::{Root, tick_period};
 use super::seed;
 use super::shared_data::HostSharedData;
 use crate::authorization::{Applications, Flights};
 use crate::config::{Configuration, Replies};
 use crate::credentials::Body;
 use crate::mapping::Usage;
-use crate::usage::tick;
 
 use log::{error, info, warn};
 use std::collections::HashMap;
@@ -103,7 +102,7 @@ impl Vm {
                 slots / 2
             );
         }
-        let tick = tick_milliseconds(&configuration);
+        let tick = tick_period(&configuration);
         let Some(root) = Root::new(root_id, configuration, shared, clock::now()) else {
             error!("configuration refused: shared data is not available");
             return false;
@@ -252,11 +251,6 @@ impl Vm {
             root.on_call_response(token, shared);
         }
     }
-}
-
-fn tick_milliseconds(configuration: &Configuration) -> u32 {
-    let interval = configuration.reporting.interval.as_millis();
-    u32::try_from(tick(u64::try_from(interval).unwrap_or(u64::MAX))).unwrap_or(u32::MAX)
 }
 
 fn read_configuration() -> Result<Configuration, String> {

@@ -19,7 +19,7 @@ use crate::service_management::{
     MAX_REPORT_PARAMETERS, NotPushed, ReportAnswer, ReportBody, ServiceAccess, Transaction,
 };
 use crate::shared_data::SharedData;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Batches of one service in flight at most.
 const MOST_IN_FLIGHT: usize = 4;
@@ -141,6 +141,8 @@ pub struct Flusher {
     accounts: Accounts,
     /// Slots seen that want a refresh soon.
     due: Vec<Slot>,
+    /// Slots whose usage is not to be sent now.
+    held: HashSet<Slot>,
 }
 
 /// A report under way.
@@ -186,6 +188,19 @@ impl Flusher {
             suspects: Suspects::default(),
             accounts: Accounts::default(),
             due: Vec::new(),
+            held: HashSet::new(),
+        }
+    }
+
+    /// Has these slots looked at before all others, whether a round is due or not; and
+    /// leaves those in `held` for a later round. Nothing is hurried after a failure.
+    pub fn urge(&mut self, slots: &[Slot], held: HashSet<Slot>, now: Moment) {
+        self.held = held;
+        for slot in slots {
+            self.held.remove(slot);
+            if now.monotonic >= self.paused_until {
+                self.waiting.push_front(*slot);
+            }
         }
     }
 
@@ -280,6 +295,10 @@ impl Flusher {
                     break;
                 };
                 records = records.saturating_sub(1);
+                if group.is_none() && self.held.contains(&slot) {
+                    applications.marks(Mark::Dirty, self.scope).set(data, slot);
+                    continue;
+                }
                 match self.look(data, applications, slot, &round, &body, &mut settled) {
                     Looked::Nothing => {}
                     Looked::Later => {

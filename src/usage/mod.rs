@@ -5,7 +5,9 @@ mod accounts;
 mod flush;
 mod lease;
 mod suspects;
+mod urgent;
 
 pub use accounts::Accounts;
 pub use flush::{Flusher, Report, Settings, Settled, Terms, push, tick, wants_flush};
 pub use lease::{Candidate, lead};
+pub use urgent::{Due, TICK_MILLISECONDS, Urgent, UrgentCalls};

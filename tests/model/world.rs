@@ -11,8 +11,8 @@ use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
 use std::collections::{BTreeMap, BTreeSet};
 use tollgate::authorization::{
-    Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal, Shown,
-    Slot, Table, Verdict, Window,
+    Accuracy, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal,
+    Shown, Slot, Table, Verdict, Window,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};
@@ -35,6 +35,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
     ttl: 60_000,
     negative_ttl: 10_000,
     stale_if_error: 600_000,
+    accuracy: Accuracy::Exact,
 };
 const SERVICE: ServiceAccess<'_> = ServiceAccess {
     id: "1001",

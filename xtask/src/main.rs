@@ -14,7 +14,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, build, conformance, decisions, demo, lint, mapping_cases, setup, test};
+use commands::{
+    bench, build, conformance, decisions, demo, gateways, lint, mapping_cases, setup, test,
+};
 
 /// Builds, tests and checks Tollgate.
 #[derive(Parser)]
@@ -36,6 +38,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure what the filter costs, beside others, in one run.
     Bench(bench::Arguments),
+    /// Show how far several gateways overrun a limit that they share.
+    Gateways(gateways::Arguments),
     /// Hold a backend against captured exchanges, and the filter in Envoy against that backend.
     Conformance(conformance::Arguments),
     /// Replay calls recorded from the real backend against the stand-in and the filter.
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Gateways(arguments) => gateways::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Decisions(arguments) => decisions::run(&arguments),
         Command::MappingCases(arguments) => mapping_cases::run(&arguments),

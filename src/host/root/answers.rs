@@ -253,12 +253,15 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) {
-        let lifetimes = lifetimes(&self.configuration);
+        let mut lifetimes = lifetimes(&self.configuration);
         let answer = answered.to_authorize(identification(question.kind));
         self.judge(&answer, shared, now);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
+        if let Some(urgent) = &at_work.urgent {
+            lifetimes.accuracy = urgent.accuracy(lifetimes.accuracy);
+        }
         let Question { slot, digest, .. } = question;
         let known = match &answer {
             AuthorizeAnswer::Known(authorization) => Ok(authorization),
@@ -311,6 +314,10 @@ impl Root {
             at_work.refresher.answered(slot);
         } else {
             at_work.refresher.failed(slot, now, shared.random());
+        }
+        if let Some(urgent) = &mut at_work.urgent {
+            urgent.answered(slot, taken.ok().and_then(|look| look.late), now);
+            at_work.flusher.urge(&[], urgent.held(), now);
         }
         let landing = match known {
             Ok(_) => Landing::Remembered,

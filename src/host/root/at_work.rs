@@ -2,7 +2,7 @@
 //! the log lines that it writes seldom.
 
 use super::Fetch;
-use crate::authorization::{Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown};
+use crate::authorization::{Accuracy, Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown};
 use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
 use crate::host::local_reply::{Reply, waiting_wants_grpc};
@@ -11,7 +11,7 @@ use crate::host::stats::{Counter, Stats, Sums};
 use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{Endpoint, Misconfiguration, ReportAnswer};
-use crate::usage::{Flusher, Settled};
+use crate::usage::{Flusher, Settled, Urgent};
 use log::{error, warn};
 use std::rc::Rc;
 
@@ -22,6 +22,8 @@ pub(super) struct AtWork {
     pub identities: Identities,
     pub flusher: Flusher,
     pub refresher: Refresher,
+    /// Where limits are shared with other gateways.
+    pub urgent: Option<Urgent>,
     pub leads: bool,
     pub stats: Stats,
     pub sums: Sums,
@@ -54,7 +56,12 @@ struct Quiet {
 }
 
 impl AtWork {
-    pub fn new(service: &Rc<Service>, key: &[u8; 16], shared: &mut Shared) -> Self {
+    pub fn new(
+        service: &Rc<Service>,
+        key: &[u8; 16],
+        accuracy: Accuracy,
+        shared: &mut Shared,
+    ) -> Self {
         let scope = service.scope.number();
         Self {
             service: Rc::clone(service),
@@ -62,6 +69,7 @@ impl AtWork {
             identities: Identities::new(key, &service.scope),
             flusher: Flusher::new(scope, shared.random()),
             refresher: Refresher::new(scope),
+            urgent: Urgent::wanted(scope, accuracy),
             leads: false,
             stats: Stats::define(&service.id),
             sums: Sums::define(&service.id, &service.metrics),
@@ -147,6 +155,7 @@ impl AtWork {
             Reply::UnusableCredential | Reply::Denied(_) => Counter::Denied,
             Reply::NoRule => Counter::NoRule,
             Reply::Limited { .. } | Reply::Disabled => Counter::Limited,
+            Reply::Early => Counter::Early,
             Reply::NoService
             | Reply::BackendFailed
             | Reply::Misconfigured

@@ -398,10 +398,10 @@ impl Root {
 
     fn refuse_all(&self, service: usize, waiting: &[Waiting], reply: Reply, now: Moment) {
         for waiting in waiting {
-            if abi::set_effective_context(waiting.stream_id).is_ok() {
-                if let Some(at_work) = self.services.get(service) {
-                    at_work.refuse_waiting(reply, None, now);
-                }
+            if abi::set_effective_context(waiting.stream_id).is_ok()
+                && let Some(at_work) = self.services.get(service)
+            {
+                at_work.refuse_waiting(reply, None, now);
             }
         }
     }

@@ -1,9 +1,9 @@
 //! One configuration at work in one VM.
 //!
 //! What it does stands apart by when it happens: [`requests`] as they come, [`answers`]
-//! when a call ends, [`ticks`] when time has passed. [`flights`] is what it has to do with
-//! the other VMs of the process, [`gate`] whether anybody is asked at all,
-//! [`at_work`] is one service of it.
+//! when a call ends, [`ticks`] when time has passed, [`hurry`] between them where limits are
+//! shared. [`flights`] is what it has to do with the other VMs of the process, [`gate`]
+//! whether anybody is asked at all, [`at_work`] is one service of it.
 
 mod answers;
 mod at_work;
@@ -11,6 +11,7 @@ mod basis;
 pub mod bodies;
 mod flights;
 mod gate;
+mod hurry;
 mod requests;
 mod ticks;
 
@@ -20,13 +21,13 @@ use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Asked, Breaker, Budget, Lifetimes, Question, Units};
+use crate::authorization::{Accuracy, Asked, Breaker, Budget, Lifetimes, Question, Units};
 use crate::config::{self, Configuration, Replies, Service};
 use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
 use crate::moment::Moment;
 use crate::service_management::{Identification, Right, ServiceAccess};
-use crate::usage::{Candidate, Settings};
+use crate::usage::{Candidate, Settings, TICK_MILLISECONDS, UrgentCalls, tick};
 use std::collections::HashMap;
 
 /// A request that is paused until its application is known.
@@ -91,6 +92,9 @@ pub struct Root {
     calls: HashMap<u32, Call>,
     unmatched: UnmatchedHosts,
     swept: u32,
+    urgent_calls: UrgentCalls,
+    /// When more than what is urgent is due again (monotonic milliseconds).
+    next_full_tick: u64,
     /// When it last ticked, or began (monotonic milliseconds).
     pub ticked_at: u64,
 }
@@ -104,10 +108,11 @@ impl Root {
         now: Moment,
     ) -> Option<Self> {
         let key = seed::agree(&shared.data, &shared.offer)?;
+        let accuracy = configuration.authorization.accuracy;
         let services = configuration
             .services
             .iter()
-            .map(|service| AtWork::new(service, &key, shared))
+            .map(|service| AtWork::new(service, &key, accuracy, shared))
             .collect();
         let backend = Scope {
             cluster: configuration.service_management.cluster.clone(),
@@ -133,6 +138,8 @@ impl Root {
             calls: HashMap::new(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,
+            urgent_calls: UrgentCalls::default(),
+            next_full_tick: 0,
             ticked_at: now.monotonic,
         })
     }
@@ -212,12 +219,30 @@ fn milliseconds(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Between the ticks that do everything there is to do: a flush is never late by more than a
+/// tenth of its interval, nor a refresh by more than a second.
+fn tick_milliseconds(configuration: &Configuration) -> u32 {
+    let interval = milliseconds(configuration.reporting.interval);
+    u32::try_from(tick(interval)).unwrap_or(u32::MAX)
+}
+
+/// Between ticks: shorter where limits are shared with other gateways. In between is then only
+/// what is urgent.
+pub(in crate::host) fn tick_period(configuration: &Configuration) -> u32 {
+    let period = tick_milliseconds(configuration);
+    match configuration.authorization.accuracy {
+        Accuracy::Exact => period,
+        Accuracy::Eager { .. } | Accuracy::Strict { .. } => period.min(TICK_MILLISECONDS),
+    }
+}
+
 fn lifetimes(configuration: &Configuration) -> Lifetimes {
     let settings = &configuration.authorization;
     Lifetimes {
         ttl: milliseconds(settings.ttl),
         negative_ttl: milliseconds(settings.negative_ttl),
         stale_if_error: milliseconds(settings.stale_if_error),
+        accuracy: settings.accuracy,
     }
 }
 

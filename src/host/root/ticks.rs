@@ -1,7 +1,7 @@
 //! What happens when time has passed: the services that this VM leads are flushed,
 //! refreshed and swept. Every tick does bounded work, for it holds up its worker.
 
-use super::{Call, Root, access, refresh_ahead, settings};
+use super::{Call, Root, access, refresh_ahead, settings, tick_milliseconds};
 use crate::authorization::{Change, Landing, Mark, Question, Slot};
 use crate::credentials::Identities;
 use crate::host::stats::Counter;
@@ -24,6 +24,14 @@ const MOST_SWEPT: u32 = 1_000;
 impl Root {
     /// Leads where this VM may: flushes, refreshes, sweeps.
     pub fn on_tick(&mut self, shared: &mut Shared, now: Moment) {
+        if self.shares_limits() && now.monotonic < self.next_full_tick {
+            self.hurry(shared, now);
+            return;
+        }
+        // Ticks come a little early and late.
+        let period = u64::from(tick_milliseconds(&self.configuration));
+        let soon = period.saturating_sub(period / 8);
+        self.next_full_tick = now.monotonic.saturating_add(soon);
         self.agree_on_key(shared);
         self.look_after_waiting(shared, now);
         for index in 0..self.services.len() {
@@ -55,6 +63,7 @@ impl Root {
                 self.refresh(index, shared, now);
             }
         }
+        self.hurry(shared, now);
         self.sweep(shared, now);
     }
 

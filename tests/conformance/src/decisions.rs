@@ -24,6 +24,7 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use tollgate::authorization::{Limit, Refusal};
 use tollgate::mapping::{Metrics, Usage};
+use tollgate::service_management::Denial;
 
 use crate::gateway::{Consumer, Decision, Gateway};
 use crate::recording::{Call, Operation, Recording, UsageReport};
@@ -47,6 +48,10 @@ pub enum ByDesign {
     /// has been overrun by somebody else's reports. The backend looks at that limit; no
     /// mapping rule of the filter has a delta of 0.
     ZeroDelta,
+    /// The application is suspended, and the key that is shown is none of its own. Both refuse:
+    /// the backend because of the key, which it looks at first; the filter because of the
+    /// suspension, for it does not keep the keys of an application that is denied.
+    SuspendedWithWrongKey,
 }
 
 impl fmt::Display for ByDesign {
@@ -55,6 +60,9 @@ impl fmt::Display for ByDesign {
             Self::UnknownMetric => "the usage names an unknown metric (not put to the filter)",
             Self::NoUsage => "a request without usage, when a limit is overrun",
             Self::ZeroDelta => "a delta of 0 on a limit that is overrun",
+            Self::SuspendedWithWrongKey => {
+                "a suspended application with a wrong key, refused for the other reason"
+            }
         })
     }
 }
@@ -341,6 +349,11 @@ impl<'a> Judged<'a> {
             (Decision::Refused(refusal), true) => {
                 Judgement::Differs(format!("refused: {refusal}; the backend said 200"))
             }
+            (Decision::Refused(Refusal::Denied(Denial::ApplicationNotActive)), false)
+                if self.call.app_id.is_some() && why == Denial::ApplicationKeyInvalid.as_str() =>
+            {
+                Judgement::ByDesign(ByDesign::SuspendedWithWrongKey)
+            }
             (Decision::Refused(refusal), false) => match self.other_reason(refusal)? {
                 Some(what) => Judgement::Differs(what),
                 None => Judgement::AsRecorded,
@@ -383,6 +396,7 @@ impl<'a> Judged<'a> {
         let ours = match refusal {
             Refusal::Denied(denial) => denial.as_str(),
             Refusal::Limited { .. } | Refusal::Disabled => "limits_exceeded",
+            Refusal::Early => "early",
             Refusal::TooManyMetrics => "too_many_metrics",
         };
         if ours != why {

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use service_management::{Backend, Request, Response};
 use tollgate::authorization::{
-    Applications, Asked, Change, Identity, KeyRule, Learned, Lifetimes, Limit, Question, Referrer,
-    Refresher, Refusal, Shown, Slot, Verdict, application,
+    Accuracy, Applications, Asked, Change, Identity, KeyRule, Learned, Lifetimes, Limit, Question,
+    Referrer, Refresher, Refusal, Shown, Slot, Verdict, application,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Credential, Identities, Kind, Scope};
@@ -34,6 +34,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
     ttl: 60_000,
     negative_ttl: 10_000,
     stale_if_error: 600_000,
+    accuracy: Accuracy::Exact,
 };
 /// Questions for one request at most.
 const MOST_QUESTIONS: usize = 4;
@@ -319,7 +320,7 @@ impl Gateway {
             .change(&self.data, digest, |record| {
                 let limits = record.limits().map(|(metric, limit)| {
                     let mut limit = *limit;
-                    limit.roll(now);
+                    limit.roll(now, 0);
                     (metric.to_owned(), limit)
                 });
                 Change::Keep(limits.collect())

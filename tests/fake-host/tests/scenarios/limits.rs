@@ -4,6 +4,7 @@
 use std::slice::from_ref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
 use tollgate_fake_host::{Failure, FakeEnvoy, Worker, accepted, authorized, run_at_once};
@@ -322,10 +323,9 @@ fn a_window_ends_at_its_last_millisecond_and_not_before() {
             authorized().limit("hits", period, 2, 0),
         );
         get(&worker, "alice").forwarded();
-        let end = FakeEnvoy::START_MS + length * 1_000;
-        envoy.set_wall_ms(end - 1);
+        envoy.advance(seconds(length) - Duration::from_millis(1));
         assert_eq!(get(&worker, "alice").status(), Some(429), "{period}");
-        envoy.set_wall_ms(end);
+        envoy.advance(Duration::from_millis(1));
         get(&worker, "alice").forwarded();
         get(&worker, "alice").forwarded();
         assert_eq!(get(&worker, "alice").status(), Some(429), "{period}");
@@ -344,15 +344,20 @@ fn a_calendar_clock_that_jumps_back_does_not_reopen_a_window() {
     );
     envoy.advance(seconds(30));
     get(&worker, "alice").forwarded();
-    envoy.set_wall_ms(FakeEnvoy::START_MS - 45_000);
+    // A calendar that is set anew is noticed at the next tick.
+    let set = |milliseconds| {
+        envoy.set_wall_ms(milliseconds);
+        worker.tick();
+    };
+    set(FakeEnvoy::START_MS - 45_000);
     get(&worker, "alice").forwarded();
     for back in [1_000, 60_000, 3_600_000] {
-        envoy.set_wall_ms(FakeEnvoy::START_MS - back);
+        set(FakeEnvoy::START_MS - back);
         assert_eq!(get(&worker, "alice").status(), Some(429), "{back} ms back");
     }
-    envoy.set_wall_ms(FakeEnvoy::START_MS + 59_999);
+    set(FakeEnvoy::START_MS + 59_999);
     assert_eq!(get(&worker, "alice").status(), Some(429));
-    envoy.set_wall_ms(FakeEnvoy::START_MS + 60_000);
+    set(FakeEnvoy::START_MS + 60_000);
     get(&worker, "alice").forwarded();
 }
 
@@ -368,14 +373,15 @@ fn a_refresh_with_the_clock_set_back_does_not_reopen_a_window_either() {
     let before = FakeEnvoy::START_MS - 30_000;
     envoy.set_monotonic_ms(1_000_000 + 61_000);
     envoy.set_wall_ms(before);
-    assert_eq!(get(&worker, "alice").status(), Some(429));
     worker.tick();
+    assert_eq!(get(&worker, "alice").status(), Some(429));
     worker.answer_all(|call| match is_question(call) {
         true => authorized().limit("hits", "minute", 1, 0).at(before),
         false => accepted(),
     });
     assert_eq!(get(&worker, "alice").status(), Some(429));
     envoy.set_wall_ms(FakeEnvoy::START_MS + 60_000);
+    worker.tick();
     get(&worker, "alice").forwarded();
 }
 

@@ -18,6 +18,7 @@ mod quotas;
 mod refresh;
 mod refused;
 mod replies;
+mod shared_limits;
 mod sharing;
 mod sums;
 mod support;

@@ -1,0 +1,112 @@
+//! What is claimed of shared limits, for a few windows each; `cargo xtask gateways --simulate`
+//! shows more of them. The same seeds in every run, and no real time.
+
+use tollgate_simulation::{Figures, Load, Mode, Period, Setup, run};
+
+const SETUP: Setup = Setup {
+    gateways: 4,
+    limit: 1_000,
+    period: Period::Minute,
+    rate: 200.0,
+    load: Load::Even,
+    applications: 1,
+    lag: 50,
+    mode: Mode::Strict,
+    windows: 2,
+    seed: 1,
+};
+
+fn all_is_used(figures: &Figures) {
+    assert_eq!(figures.unused(), 0.0, "{figures:?}");
+}
+
+#[test]
+fn one_gateway_admits_the_limit_and_no_more_whatever_the_lag() {
+    for lag in [50, 2_000] {
+        let figures = run(Setup {
+            gateways: 1,
+            lag,
+            ..SETUP
+        });
+        assert_eq!(figures.admitted, [1_000, 1_000]);
+        assert_eq!(figures.early(), 0.0);
+    }
+}
+
+#[test]
+fn strict_gateways_overrun_a_limit_by_less_than_two_percent_and_use_all_of_it() {
+    for (gateways, lag) in [(4, 50), (16, 50), (4, 500), (16, 500)] {
+        let figures = run(Setup {
+            gateways,
+            lag,
+            ..SETUP
+        });
+        assert!(
+            figures.worst_overrun() < 0.02,
+            "{gateways} {lag}: {figures:?}"
+        );
+        assert!(figures.calls < 3.0, "{gateways} {lag}: {figures:?}");
+        all_is_used(&figures);
+    }
+}
+
+#[test]
+fn a_load_on_few_of_the_gateways_is_kept_within_the_limit_and_may_use_all_of_it() {
+    let figures = run(Setup {
+        gateways: 16,
+        load: Load::Uneven,
+        windows: 3,
+        ..SETUP
+    });
+    assert!(figures.worst_overrun() < 0.02, "{figures:?}");
+    all_is_used(&figures);
+}
+
+#[test]
+fn a_load_that_moves_from_gateway_to_gateway_finds_few_old_grants_to_spend() {
+    let figures = run(Setup {
+        load: Load::Moving,
+        windows: 4,
+        ..SETUP
+    });
+    assert!(figures.worst_overrun() < 0.1, "{figures:?}");
+    all_is_used(&figures);
+}
+
+#[test]
+fn strict_is_closer_than_eager_and_eager_than_a_fixed_flush() {
+    for lag in [50, 2_000] {
+        let [strict, eager, fixed] = [Mode::Strict, Mode::Eager, Mode::FixedFlush]
+            .map(|mode| run(Setup { lag, mode, ..SETUP }).overrun());
+        assert!(strict < eager / 2.0, "{strict} {eager}");
+        assert!(eager < fixed / 2.0, "{eager} {fixed}");
+    }
+}
+
+#[test]
+fn below_its_limit_an_application_is_hardly_ever_refused() {
+    for (mode, most) in [(Mode::Strict, 0.01), (Mode::Eager, 0.0)] {
+        let figures = run(Setup {
+            gateways: 16,
+            rate: 14.0,
+            mode,
+            ..SETUP
+        });
+        assert!(figures.early() <= most, "{mode:?}: {figures:?}");
+        assert!(figures.unused() <= most, "{mode:?}: {figures:?}");
+        assert_eq!(figures.overrun(), 0.0);
+        assert!(figures.calls < 1.0, "{mode:?}: {figures:?}");
+    }
+}
+
+#[test]
+fn many_applications_at_their_limits_cost_no_more_calls() {
+    let figures = run(Setup {
+        limit: 100,
+        rate: 60.0,
+        applications: 12,
+        ..SETUP
+    });
+    assert!(figures.calls < 3.0, "{figures:?}");
+    assert!(figures.worst_overrun() < 0.04, "{figures:?}");
+}
