@@ -16,6 +16,8 @@ use std::collections::{HashMap, VecDeque};
 
 /// Questions in flight at most, of one service.
 const MOST_IN_FLIGHT: usize = 16;
+/// While so many slots wait, no marks are taken: they keep, and a tick holds up its worker.
+const MOST_WAITING: usize = 1_000;
 /// Questions after the first until an application is known again whose key has gone: without
 /// one, and with one that is listed; and once more, for the two need not agree.
 const MOST_ATTEMPTS: u8 = 3;
@@ -93,6 +95,10 @@ pub struct Refresher {
     /// Every slot that waits or is asked about, so that none stands here twice.
     listed: HashMap<Slot, Listed>,
     waiting: VecDeque<Slot>,
+    /// Where to go on with the segments of marks.
+    segment: u32,
+    /// The segment that is looked at next whether or not marks are noted for it.
+    turn: u32,
     in_flight: usize,
     failures: u32,
     not_before: u64,
@@ -116,6 +122,8 @@ impl Refresher {
             scope,
             listed: HashMap::new(),
             waiting: VecDeque::new(),
+            segment: 0,
+            turn: 0,
             in_flight: 0,
             failures: 0,
             not_before: 0,
@@ -143,13 +151,30 @@ impl Refresher {
         }
     }
 
-    /// Puts the slots on the list that requests found stale.
+    /// Puts the slots on the list that requests found stale, unless enough stand there.
     pub fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
         let marks = applications.marks(Mark::Stale, self.scope);
-        for segment in 0..marks.segments() {
-            for slot in marks.take(data, segment) {
+        if self.waiting.len() >= MOST_WAITING {
+            return;
+        }
+        let mut slots = marks.take(data, self.turn);
+        self.turn = self.turn.saturating_add(1);
+        if self.turn >= marks.segments() {
+            self.turn = 0;
+        }
+        loop {
+            for slot in slots {
                 self.list(slot, Listed::Stale);
             }
+            if self.waiting.len() >= MOST_WAITING {
+                return;
+            }
+            let Some(segment) = marks.next_segment(data, self.segment) else {
+                self.segment = 0;
+                return;
+            };
+            self.segment = segment.saturating_add(1);
+            slots = marks.take(data, segment);
         }
     }
 
@@ -257,6 +282,7 @@ mod tests {
     use super::super::{Accuracy, Applications, Identity, Lifetimes};
     use super::*;
     use crate::shared_data::memory::Memory;
+    use crate::shared_data::{SetError, Token};
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -343,6 +369,55 @@ mod tests {
         refresher.left_to_another(slot);
         refresher.add(slot, at(60_000));
         assert_eq!(asked(&mut refresher, &mut applications, 60_000), 1);
+    }
+
+    /// Shared data that counts how often it is read.
+    #[derive(Default)]
+    struct Counting {
+        data: Memory,
+        reads: std::cell::Cell<u32>,
+    }
+
+    impl SharedData for Counting {
+        fn get(&self, key: &[u8], into: &mut Vec<u8>) -> Result<Token, SetError> {
+            self.reads.set(self.reads.get() + 1);
+            self.data.get(key, into)
+        }
+
+        fn set(&self, key: &[u8], value: &[u8], token: Token) -> Result<(), SetError> {
+            self.data.set(key, value, token)
+        }
+    }
+
+    #[test]
+    fn a_service_without_marks_costs_a_tick_a_few_reads_however_large_the_table() {
+        let data = Counting::default();
+        let applications = Applications::open(&data, 1_000_000);
+        let mut refresher = Refresher::new(ALICE.scope);
+        data.reads.set(0);
+        refresher.take_marks(&data, &applications);
+        assert!(data.reads.get() <= 3, "{} reads", data.reads.get());
+    }
+
+    #[test]
+    fn marks_are_taken_as_far_as_there_is_room_for_them_and_all_in_the_end() {
+        let data = Memory::default();
+        let applications = Applications::open(&data, 4 * 1_024);
+        let marks = applications.marks(Mark::Stale, ALICE.scope);
+        let all: u32 = 8 * 1_024;
+        for slot in 0..all {
+            marks.set(&data, Slot(slot));
+        }
+        let mut refresher = Refresher::new(ALICE.scope);
+        let mut taken = 0;
+        for _ in 0..8 {
+            refresher.take_marks(&data, &applications);
+            assert!(refresher.waiting.len() < MOST_WAITING + 1_024);
+            taken += refresher.waiting.len();
+            refresher.waiting.clear();
+        }
+        assert_eq!(taken, 8 * 1_024);
+        assert_eq!(marks.next_segment(&data, 0), None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod root;
 mod seed;
 mod shared_data;
 mod stats;
+#[cfg(feature = "trap-for-tests")]
+mod trap;
 mod vm;
 
 #[cfg(not(test))]

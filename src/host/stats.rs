@@ -79,7 +79,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 29] = [
+    const ALL: [(Self, &'static str); 30] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),

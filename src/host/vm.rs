@@ -15,6 +15,7 @@ use crate::authorization::{Applications, Flights};
 use crate::config::{Configuration, Replies};
 use crate::credentials::Body;
 use crate::mapping::Usage;
+
 use log::{error, info, warn};
 use std::collections::HashMap;
 

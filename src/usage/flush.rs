@@ -36,6 +36,8 @@ const MOST_OF_ONE: usize = 62;
 const LONGEST_PAUSE: u64 = 60_000;
 /// Pause after the first question about metrics that failed.
 const FIRST_PROBE_PAUSE: u64 = 1_000;
+/// Longest time between two ticks, in milliseconds.
+const LONGEST_TICK: u64 = 1_000;
 /// How much longer than the call's own timeout a batch is waited for.
 const DEADLINE_GRACE: u64 = 5_000;
 
@@ -52,6 +54,17 @@ pub struct Settings {
     pub uncertain: Uncertain,
     /// How long before its end an answer in use is asked for again, in milliseconds.
     pub refresh_ahead: u64,
+}
+
+/// How often to tick, in milliseconds, for an interval between flushes: a flush is never late
+/// by more than half of that, nor a refresh by more than a second.
+#[must_use]
+pub const fn tick(interval: u64) -> u64 {
+    if interval < LONGEST_TICK {
+        interval
+    } else {
+        LONGEST_TICK
+    }
 }
 
 /// What every step of a service's flush goes by.
@@ -119,8 +132,10 @@ pub struct Flusher {
     next_batch: u64,
     /// Slots taken from the marks and not yet looked at.
     waiting: VecDeque<Slot>,
-    /// The next segment of marks to take in this round; `None` between rounds.
+    /// Where to go on with the segments of marks in this round; `None` between rounds.
     segment: Option<u32>,
+    /// The segment that is looked at in the next round whether or not marks are noted for it.
+    turn: u32,
     next_round: u64,
     /// Nothing is sent before this, after a failure.
     paused_until: u64,
@@ -171,6 +186,7 @@ impl Flusher {
             next_batch: first_batch,
             waiting: VecDeque::new(),
             segment: None,
+            turn: 0,
             next_round: 0,
             paused_until: 0,
             failures: 0,
@@ -306,15 +322,23 @@ impl Flusher {
         let Terms { settings, now, .. } = terms;
         let mut settled = Settled::default();
         let mut reports = Vec::new();
-        if self.segment.is_none() && self.waiting.is_empty() && now.monotonic >= self.next_round {
+        if self.segment.is_none()
+            && self.waiting.is_empty()
+            && self.begins_round(settings.interval, *now)
+        {
             self.segment = Some(0);
             // Requests mark no record that has pending usage already.
             if let Some(probe) = &mut self.probe {
                 self.waiting.extend(probe.take_held());
             }
+            let marks = applications.marks(Mark::Dirty, self.scope);
+            self.waiting.extend(marks.take(data, self.turn));
+            self.turn = self.turn.saturating_add(1);
+            if self.turn >= marks.segments() {
+                self.turn = 0;
+            }
             // Once in a round, what other VMs did by themselves is shown, too.
             self.accounts.sent();
-            self.next_round = now.monotonic.saturating_add(settings.interval);
         }
         let mut records = MOST_RECORDS;
         while records > 0 && self.in_flight.len() < MOST_IN_FLIGHT {
@@ -400,6 +424,22 @@ impl Flusher {
         (reports, settled)
     }
 
+    /// Whether a round is due; the next one then is an interval after this one was due, not
+    /// after it began. Ticks come a little early or late: one that is nearer to the due time than
+    /// the next will be begins the round, or an interval of one tick would last two.
+    fn begins_round(&mut self, interval: u64, now: Moment) -> bool {
+        let soon = now.monotonic.saturating_add(tick(interval) / 2);
+        if soon < self.next_round || now.monotonic < self.paused_until {
+            return false;
+        }
+        self.next_round = self.next_round.saturating_add(interval);
+        if self.next_round <= soon {
+            // Rounds were missed. They are not made up for.
+            self.next_round = now.monotonic.saturating_add(interval);
+        }
+        true
+    }
+
     /// The next suspects to try, unless the others would have to wait for them.
     fn next_group(&mut self, now: u64) -> Option<Group> {
         let trials = self.in_flight.values().filter(|sent| sent.trial.is_trial());
@@ -441,12 +481,14 @@ impl Flusher {
     fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) -> bool {
         let marks = applications.marks(Mark::Dirty, self.scope);
         while self.waiting.is_empty() {
-            let Some(segment) = self.segment else {
+            let Some(from) = self.segment else {
                 return false;
             };
-            self.waiting.extend(marks.take(data, segment));
-            let next = segment.saturating_add(1);
-            self.segment = (next < marks.segments()).then_some(next);
+            let next = marks.next_segment(data, from);
+            if let Some(segment) = next {
+                self.waiting.extend(marks.take(data, segment));
+            }
+            self.segment = next.map(|segment| segment.saturating_add(1));
         }
         true
     }
@@ -746,4 +788,67 @@ pub fn push(
 pub fn wants_flush(record: &Record, now: Moment) -> bool {
     record.state == State::Live
         && (record.has_pending() || (record.batch != 0 && record.batch_deadline <= now.monotonic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    /// When rounds begin, if the flush is called at these times (monotonic milliseconds).
+    fn rounds(interval: u64, calls: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let mut flusher = Flusher::new(1, 1);
+        let begins = |monotonic: &u64| {
+            let moment = Moment {
+                wall: 0,
+                monotonic: *monotonic,
+            };
+            flusher.begins_round(interval, moment)
+        };
+        calls.into_iter().filter(begins).collect()
+    }
+
+    #[test]
+    fn every_tick_of_an_interval_of_one_tick_begins_a_round_also_if_it_comes_early_or_late() {
+        for every in [500, 501, 503] {
+            let ticks: Vec<u64> = (1..2_000).map(|tick| 10_000 + tick * every).collect();
+            assert_eq!(rounds(500, ticks.clone()), ticks, "a tick every {every} ms");
+        }
+        let early_and_late = |tick: u64| 10_000 + tick * 500 + tick * 7 % 11 - 5;
+        let ticks: Vec<u64> = (1..2_000).map(early_and_late).collect();
+        assert_eq!(rounds(500, ticks.clone()), ticks);
+    }
+
+    #[test]
+    fn rounds_keep_their_interval_whatever_the_ticks_do() {
+        for tick in [990, 999, 1_000, 1_001, 1_050] {
+            let calls: Vec<u64> = (1..=3_000).map(|number| number * tick).collect();
+            let rounds = rounds(10_000, calls);
+            for pair in rounds.windows(2) {
+                let between = pair[1] - pair[0];
+                assert!((8_900..=11_100).contains(&between), "{tick}: {between}");
+            }
+            let expected = 3_000 * tick / 10_000;
+            let count = rounds.len() as u64;
+            assert!(
+                count.abs_diff(expected) <= expected / 50 + 1,
+                "{tick}: {count}"
+            );
+        }
+    }
+
+    #[test]
+    fn calls_after_answers_do_not_make_more_rounds() {
+        let rounds = rounds(500, 5_000..25_000);
+        assert!(rounds.len() <= 41, "{}", rounds.len());
+    }
+
+    #[test]
+    fn rounds_that_were_missed_are_not_made_up_for() {
+        assert_eq!(
+            rounds(10_000, [5_000, 95_000, 96_000, 104_400, 104_500]),
+            [5_000, 95_000, 104_500]
+        );
+    }
 }

@@ -89,6 +89,8 @@ pub struct Urgent {
     scope: u64,
     strict: bool,
     followed: HashMap<Slot, Stage>,
+    /// The segment of marks that is looked at next whether or not marks are noted for it.
+    turn: u32,
     /// The age of the oldest acknowledged report that was seen to be missing in the
     /// counts; it fades.
     late: u64,
@@ -116,6 +118,7 @@ impl Urgent {
             scope,
             strict,
             followed: HashMap::new(),
+            turn: 0,
             late: 0,
             reported_last: false,
         })
@@ -240,11 +243,19 @@ impl Urgent {
 
     fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
         let marks = applications.marks(Mark::Urgent, self.scope);
-        for segment in 0..marks.segments() {
-            for slot in marks.take(data, segment) {
-                if self.followed.len() < MOST_FOLLOWED {
-                    self.followed.entry(slot).or_insert(Stage::Noticed);
-                }
+        let mut slots = marks.take(data, self.turn);
+        self.turn = self.turn.saturating_add(1);
+        if self.turn >= marks.segments() {
+            self.turn = 0;
+        }
+        let mut from = 0;
+        while let Some(segment) = marks.next_segment(data, from) {
+            slots.extend(marks.take(data, segment));
+            from = segment.saturating_add(1);
+        }
+        for slot in slots {
+            if self.followed.len() < MOST_FOLLOWED {
+                self.followed.entry(slot).or_insert(Stage::Noticed);
             }
         }
     }

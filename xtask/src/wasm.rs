@@ -119,6 +119,11 @@ pub fn without_custom_sections(module: &[u8]) -> Result<Vec<u8>> {
     Ok(stripped.finish())
 }
 
+/// Whether these bytes stand anywhere in a module.
+pub fn contains(module: &[u8], bytes: &[u8]) -> bool {
+    module.windows(bytes.len()).any(|window| window == bytes)
+}
+
 /// The lines of a list file: comments (`#`) and empty lines are left out.
 pub fn list(text: &str) -> BTreeSet<String> {
     text.lines()
@@ -254,6 +259,14 @@ mod tests {
         let module = module();
         let cut_short = module.get(..module.len() - 110).unwrap();
         assert!(Interface::of(cut_short).is_err());
+    }
+
+    #[test]
+    fn bytes_are_found_wherever_they_stand() {
+        assert!(contains(&module(), b"start"));
+        assert!(contains(b"start", b"start"));
+        assert!(!contains(b"star", b"start"));
+        assert!(!contains(&module(), b"starts"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
 use crate::moment::Moment;
 use crate::service_management::{Identification, Right, ServiceAccess};
-use crate::usage::{Candidate, Settings, TICK_MILLISECONDS, UrgentCalls};
+use crate::usage::{Candidate, Settings, TICK_MILLISECONDS, UrgentCalls, tick};
 use std::collections::HashMap;
 
 /// A request that is paused until its application is known.
@@ -229,8 +229,8 @@ fn milliseconds(duration: std::time::Duration) -> u64 {
 /// Between the ticks that do everything there is to do: a flush is never late by more than a
 /// tenth of its interval, nor a refresh by more than a second.
 fn tick_milliseconds(configuration: &Configuration) -> u32 {
-    let interval = configuration.reporting.interval.as_millis();
-    u32::try_from(interval.min(1_000)).unwrap_or(1_000)
+    let interval = milliseconds(configuration.reporting.interval);
+    u32::try_from(tick(interval)).unwrap_or(u32::MAX)
 }
 
 /// Between ticks: shorter where limits are shared with other gateways. In between is then only

@@ -8,6 +8,8 @@ use crate::credentials::{Body, Digest, Found, Kind, Stripped};
 use crate::host::abi::{self, Action, HostResult, MapType};
 use crate::host::local_reply::{Reply, tell, wants_grpc};
 use crate::host::stats::Counter;
+#[cfg(feature = "trap-for-tests")]
+use crate::host::trap;
 use crate::host::vm::Shared;
 use crate::host::{calls, clock};
 use crate::moment::Moment;
@@ -31,6 +33,8 @@ impl Root {
         };
         let pairs = abi::parse_pairs(&bytes);
         let headers = Headers { pairs: &pairs };
+        #[cfg(feature = "trap-for-tests")]
+        trap::asked(&headers, trap::Point::Request);
         let request = Request {
             method: headers.first(b":method").unwrap_or_default(),
             authority: headers.first(b":authority").unwrap_or_default(),
@@ -126,6 +130,8 @@ impl Root {
             &at_work.service.metrics,
             now,
         );
+        #[cfg(feature = "trap-for-tests")]
+        trap::asked(&request.headers, trap::Point::Decided);
         match verdict {
             Ok(Verdict::Admitted { stale }) => {
                 at_work.admitted(stale);

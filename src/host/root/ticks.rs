@@ -5,6 +5,8 @@ use super::{Call, Root, access, refresh_ahead, settings, tick_milliseconds};
 use crate::authorization::{Change, Landing, Mark, Question, Slot};
 use crate::credentials::Identities;
 use crate::host::stats::Counter;
+#[cfg(feature = "trap-for-tests")]
+use crate::host::trap;
 use crate::host::vm::Shared;
 use crate::host::{calls, seed};
 use crate::moment::Moment;
@@ -100,11 +102,15 @@ impl Root {
         }
         for report in reports {
             self.count(index, Counter::ReportCalls);
+            #[cfg(feature = "trap-for-tests")]
+            trap::leader(trap::Point::Unsent);
             let sent = calls::report(
                 &self.configuration.service_management,
                 self.configuration.reporting.timeout,
                 &report.body,
             );
+            #[cfg(feature = "trap-for-tests")]
+            trap::leader(trap::Point::Sent);
             match sent {
                 Some(token) => {
                     self.calls.insert(
@@ -211,7 +217,7 @@ impl Root {
                 shared
                     .applications
                     .marks(Mark::Dirty, scope)
-                    .set(&shared.data, slot);
+                    .set_and_note(&shared.data, slot);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::process;
 use crate::tools::toolchain::{FILTER_TARGET, Toolchain};
@@ -14,6 +14,13 @@ use crate::workspace;
 
 const IMPORTS: &str = "xtask/module-imports.txt";
 const EXPORTS: &str = "xtask/module-exports.txt";
+/// The feature of the filter with which a request's header can trap the VM.
+const TRAP_FEATURE: &str = "trap-for-tests";
+/// The profile of the module with that feature. Another one than the shipped module's,
+/// because cargo would put both into the same file and take the one for the other.
+const TRAP_PROFILE: &str = "measured";
+/// The name of that header (`src/host/trap.rs`).
+const TRAP_HEADER: &[u8] = b"x-tollgate-trap-for-tests";
 
 /// Arguments of the command.
 #[derive(clap::Args)]
@@ -42,6 +49,32 @@ pub fn build_filter() -> Result<PathBuf> {
     build("tollgate", check)
 }
 
+/// Builds the filter so that a request's header can trap its VM, for tests, and returns its
+/// absolute path. It does not stand where the shipped module does.
+pub fn build_filter_that_traps() -> Result<PathBuf> {
+    let toolchain = Toolchain::ensure()?;
+    process::run(
+        toolchain
+            .cargo("build", FILTER_TARGET, &without_local_paths())
+            .args(["--profile", TRAP_PROFILE, "--lib", "--package", "tollgate"])
+            .args(["--features", TRAP_FEATURE]),
+    )?;
+    let module = toolchain
+        .target_folder()
+        .join(FILTER_TARGET)
+        .join(TRAP_PROFILE)
+        .join("tollgate.wasm");
+    let bytes = std::fs::read(&module)
+        .with_context(|| format!("reading {}", workspace::display(&module)))?;
+    ensure!(
+        wasm::contains(&bytes, TRAP_HEADER),
+        "{} does not know the header that traps it, so nobody can tell that the shipped module \
+         does not",
+        workspace::display(&module)
+    );
+    Ok(module)
+}
+
 /// Builds the cdylib of a package as `target/<package, with underscores>.wasm`
 /// and returns its absolute path.
 pub fn build_module(package: &str) -> Result<PathBuf> {
@@ -68,6 +101,10 @@ fn build(package: &str, check: impl FnOnce(&Interface) -> Result<()>) -> Result<
     })?;
     check(&Interface::of(&linked)?)?;
     let module = wasm::without_custom_sections(&linked)?;
+    ensure!(
+        !wasm::contains(&module, TRAP_HEADER),
+        "the module has the feature {TRAP_FEATURE}, which is for tests only"
+    );
     let path = workspace::target().join(&name);
     write_whole(&path, &module)?;
     eprintln!(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::build::build_filter;
+use super::build::{build_filter, build_filter_that_traps};
 use super::conformance;
 use crate::process;
 use crate::tools::envoy::{self, envoy_path};
@@ -116,6 +116,7 @@ fn wasm32(filter: Option<&str>, counts: &mut Counts) -> Result<()> {
 fn end_to_end(module: Option<&Path>, filter: Option<&str>, counts: &mut Counts) -> Result<()> {
     let envoy = envoy_path()?;
     let module = module_to_test(module)?;
+    let trapping = build_filter_that_traps()?;
     println!("Envoy {}", envoy::version(&envoy)?);
     count_tests(
         workspace::cargo()
@@ -123,7 +124,8 @@ fn end_to_end(module: Option<&Path>, filter: Option<&str>, counts: &mut Counts) 
             .args(["--", "--ignored", "--test-threads=2"])
             .args(filter)
             .env("ENVOY", envoy)
-            .env("TOLLGATE_WASM", module),
+            .env("TOLLGATE_WASM", module)
+            .env("TOLLGATE_TRAP_WASM", trapping),
         counts,
     )
 }

@@ -13,5 +13,6 @@ mod reload;
 mod replies;
 mod services;
 mod single_flight;
+mod traps;
 mod waiting;
 mod windows;

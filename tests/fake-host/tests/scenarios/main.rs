@@ -24,4 +24,5 @@ mod sharing;
 mod sums;
 mod support;
 mod table;
+mod ticks;
 mod worded;

@@ -1,0 +1,156 @@
+//! Ticks do bounded work, however much there is: they hold up their worker's requests.
+//!
+//! The full size takes a release build, and prints how long the longest tick was:
+//! `cargo test --profile measured -p tollgate-fake-host --test scenarios -- --ignored --nocapture
+//! --test-threads=1 ticks::full_size`
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tollgate_fake_host::{FakeEnvoy, LogLevel, Report, Worker, accepted, authorized};
+
+use crate::support::*;
+
+/// The longest of several callbacks.
+#[derive(Default)]
+struct Longest(Duration);
+
+impl Longest {
+    fn of<R>(&mut self, callback: impl FnOnce() -> R) -> R {
+        let begun = Instant::now();
+        let result = callback();
+        self.0 = self.0.max(begun.elapsed());
+        result
+    }
+}
+
+fn quiet_gateway(configuration: &str) -> (FakeEnvoy, Worker) {
+    let envoy = envoy().log_level(LogLevel::Warn);
+    let worker = envoy.configured_worker(configuration);
+    (envoy, worker)
+}
+
+/// What it took to report everything.
+#[derive(Default)]
+struct Flushed {
+    units: u64,
+    transactions: usize,
+    reports: usize,
+    ticks: u32,
+    longest_tick: Longest,
+    longest_answer: Longest,
+}
+
+/// Ticks and answers every call, until nothing more is reported for some ticks.
+fn flush(envoy: &FakeEnvoy, worker: &Worker) -> Flushed {
+    let mut flushed = Flushed::default();
+    let mut idle = 0;
+    while idle < 25 {
+        envoy.advance(SECOND);
+        flushed.longest_tick.of(|| worker.tick());
+        flushed.ticks += 1;
+        idle += 1;
+        while let Some(call) = worker.calls().into_iter().next() {
+            let answer = if is_report(&call) {
+                let report = Report::parse(&call.body);
+                flushed.transactions += report.transactions.len();
+                flushed.units += usage_of(&[report], "hits");
+                flushed.reports += 1;
+                idle = 0;
+                accepted()
+            } else {
+                authorized().at(envoy.wall_ms())
+            };
+            let longest = &mut flushed.longest_answer;
+            longest.of(|| worker.answer(call.token, answer));
+        }
+    }
+    flushed
+}
+
+/// So many applications with a hit each are reported, in so large a table.
+fn applications(count: u64, capacity: u64) {
+    let authorization = json!({ "capacity": capacity, "ttl": "1h" });
+    let (envoy, worker) = quiet_gateway(&configuration(json!({ "authorization": authorization })));
+    let mut direct = 0;
+    for number in 0..count {
+        let key = format!("key-{number}");
+        let stream = get(&worker, &key).paused();
+        worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+        worker.poll(stream).forwarded();
+        // If its set was full, it is reported at once.
+        direct += worker.answer_all(|_| accepted()).len();
+    }
+    let admitted = count - direct as u64;
+    let flushed = flush(&envoy, &worker);
+    println!(
+        "{count} applications, capacity {capacity}: {} units in {} transactions and {} reports over \
+         {} ticks; longest tick {:?}, longest answer {:?}; {direct} had no slot",
+        flushed.units,
+        flushed.transactions,
+        flushed.reports,
+        flushed.ticks - 25,
+        flushed.longest_tick.0,
+        flushed.longest_answer.0,
+    );
+    assert_eq!(flushed.units, admitted);
+    let books = books(&envoy, "hits");
+    assert_eq!(
+        (books.acknowledged, books.pending, books.in_flight),
+        (admitted, 0, 0)
+    );
+    behaved(&envoy);
+}
+
+/// So many services, of which each has one application with a hit, in so large a table.
+fn services(count: usize, capacity: u64) {
+    let all: Vec<Value> = (0..count)
+        .map(|number| service(&number.to_string(), &format!("{number}.example.com")))
+        .collect();
+    let authorization = json!({ "capacity": capacity, "ttl": "1h" });
+    let (envoy, worker) = quiet_gateway(&configuration(
+        json!({ "services": all, "authorization": authorization }),
+    ));
+    let mut idle = Longest::default();
+    worker.tick();
+    for _ in 0..20 {
+        envoy.advance(SECOND);
+        idle.of(|| worker.tick());
+    }
+    for number in 0..count {
+        let request = worker.request().get("/?user_key=alice");
+        let stream = request
+            .host(&format!("{number}.example.com"))
+            .send()
+            .paused();
+        worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+        worker.poll(stream).forwarded();
+    }
+    let flushed = flush(&envoy, &worker);
+    println!(
+        "{count} services, capacity {capacity}: longest tick {:?} without traffic; {} units in {} \
+         reports, longest tick {:?}, longest answer {:?}",
+        idle.0, flushed.units, flushed.reports, flushed.longest_tick.0, flushed.longest_answer.0,
+    );
+    assert_eq!(flushed.units, count as u64);
+    behaved(&envoy);
+}
+
+#[test]
+fn thousands_of_applications_with_pending_usage_are_flushed_completely() {
+    applications(5_000, 50_000);
+}
+
+#[test]
+fn many_services_are_flushed_completely() {
+    services(50, 50_000);
+}
+
+#[test]
+#[ignore = "takes a release build"]
+fn full_size() {
+    applications(50_000, 100_000);
+    applications(50_000, 1_000_000);
+    services(1_000, 16_384);
+    services(1_000, 100_000);
+}
