@@ -211,9 +211,9 @@ mod tests {
     }
 
     #[test]
-    fn a_space_in_an_app_id_stays_one() {
+    fn a_space_in_an_app_id_is_a_plus_as_in_a_user_key() {
         let credential = Credential::new(Kind::AppId, Cow::Borrowed(b"a b")).unwrap();
-        assert_eq!(credential.expose(), "a b");
+        assert_eq!(credential.expose(), "a+b");
     }
 
     #[test]

@@ -281,7 +281,7 @@ async fn the_control_interface_tells_all_but_secrets() {
     );
 
     let calls = call(&stand_in, "GET", "/stand-in/calls", "").await.unwrap();
-    let counts = r#""counts":{"authrep":2,"report":1},"transactions":1,"#;
+    let counts = r#""counts":{"authrep":2,"report":1},"predictions":0,"transactions":1,"#;
     assert!(calls.contains(counts), "{calls}");
     assert!(calls.contains(r#""application":"alice""#), "{calls}");
     assert!(calls.contains(r#""usage[hits]":"1""#), "{calls}");

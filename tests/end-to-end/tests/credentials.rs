@@ -241,7 +241,7 @@ impl Place {
         // What Ruby takes for white space.
         let trimmed = read.trim_matches(|c| matches!(c, '\0' | '\t'..='\r' | ' '));
         let value = match self.parameter {
-            "user_key" => read.replace(' ', "+"),
+            "user_key" | "app_id" => read.replace(' ', "+"),
             "app_key" => trimmed.to_owned(),
             _ => read.clone(),
         };

@@ -6,6 +6,7 @@ mod configuration;
 mod faults;
 mod hostile;
 mod limits;
+mod many;
 mod metrics;
 mod observability;
 mod outage;

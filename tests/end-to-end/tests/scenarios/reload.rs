@@ -11,7 +11,7 @@ use tollgate_harness::{Base, EnvoyOptions, ListenerUpdate, eventually};
 /// How long connections may stay with what was replaced. Envoy asks clients to close them
 /// and resets what is left. The time in which it loads a module counts, too, so this
 /// must be far longer than that takes on a busy machine.
-const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(20);
 
 fn setup() -> Setup {
     Setup {

@@ -129,7 +129,8 @@ fn rush_over_windows(requests: usize, round: u64) {
         .log_level(tollgate_fake_host::LogLevel::Warn);
     let changes = json!({
         "authorization": { "ttl": "3s", "stale_if_error": "1h" },
-        "reporting": { "interval": "1s" },
+        // A thread that stands still with a report must not have it taken for lost.
+        "reporting": { "interval": "1s", "timeout": "60s" },
     });
     let configuration = configuration(changes);
     let workers: Vec<_> = (0..THREADS)
