@@ -185,12 +185,12 @@ impl Root {
         }
     }
 
-    /// What callers of a service are told.
     /// The replies to requests of no service.
     pub const fn general_replies(&self) -> &Replies {
         &self.configuration.replies
     }
 
+    /// What callers of a service are told.
     fn replies(&self, service: usize) -> &Replies {
         match self.configuration.services.get(service) {
             Some(service) => &service.replies,
