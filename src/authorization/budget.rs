@@ -1,9 +1,10 @@
-//! How many questions about unknown credentials a gateway asks: a token bucket that all
-//! workers share.
+//! How many questions a gateway asks: token buckets that all workers share, one for unknown
+//! credentials and one for the refreshes of known ones.
 //!
 //! Apart from the flights because it is about how much is asked, not about what: keys that
-//! nobody knows can be made up faster than any backend answers. Applications that are known
-//! never come here.
+//! nobody knows can be made up faster than any backend answers, and so many applications can be in
+//! use that asking about all of them in time would be too much for it. The buckets are apart, so that
+//! neither strangers nor customers use up what is there for the others.
 
 use super::table::TableError;
 use crate::moment::Moment;
@@ -14,31 +15,55 @@ const MAGIC: &[u8; 4] = b"TGb1";
 /// What a bucket holds when nothing was asked for long: the questions of so many seconds,
 /// so that a gateway that has just started learns its applications quickly.
 pub const BURST_SECONDS: u64 = 10;
+/// The same for refreshes, in microseconds: those of a tick, which may come a little late.
+const BURST_OF_REFRESHES: u64 = 1_250_000;
 const SECOND: u64 = 1_000_000;
 
-/// The bucket of this process, which gains so many questions a second.
+/// What a bucket is for.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Unknown,
+    Refreshes,
+}
+
+/// A bucket of this process, which gains so many questions a second.
 ///
 /// It is kept as the time at which it would be full again if nothing more was taken
 /// (microseconds of the monotonic clock), so that one number says all and nobody has to fill
 /// it. A value is magic and that time.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
+    purpose: Purpose,
     per_second: u32,
 }
 
 impl Budget {
-    /// A bucket that gains `per_second` questions a second, at least one.
+    /// The bucket for questions about unknown credentials. It gains `per_second` questions a
+    /// second, at least one, and holds those of [`BURST_SECONDS`].
     #[must_use]
     pub const fn new(per_second: u32) -> Self {
-        Self { per_second }
+        Self {
+            purpose: Purpose::Unknown,
+            per_second,
+        }
+    }
+
+    /// The bucket for refreshes. It gains `per_second` questions a second, at least one, and
+    /// holds little more.
+    #[must_use]
+    pub const fn refreshes(per_second: u32) -> Self {
+        Self {
+            purpose: Purpose::Refreshes,
+            per_second,
+        }
     }
 
     /// Whether there is something to take. It may be gone when it is taken.
     #[must_use]
     pub fn has_some(&self, data: &impl SharedData, now: Moment) -> bool {
         let mut value = Vec::new();
-        data.get(key().as_bytes(), &mut value)
-            .is_ok_and(|_| self.after(&value, now).is_some())
+        data.get(self.key().as_bytes(), &mut value)
+            .is_ok_and(|_| self.after(&value, now, 0).is_some())
     }
 
     /// Takes one question; false if there is none.
@@ -47,18 +72,34 @@ impl Budget {
     /// `Unavailable`: shared data is contended beyond reason or not available, and nothing
     /// was taken.
     pub fn take(&self, data: &impl SharedData, now: Moment) -> Result<bool, TableError> {
+        self.take_up_to(data, now, 0)
+    }
+
+    /// Takes a question that is asked in any case: the next ones wait for it, but for none of
+    /// longer than a second.
+    pub fn charge(&self, data: &impl SharedData, now: Moment) {
+        // What could not be booked is little beside what the others will have taken.
+        let _ = self.take_up_to(data, now, SECOND);
+    }
+
+    fn take_up_to(
+        &self,
+        data: &impl SharedData,
+        now: Moment,
+        debt: u64,
+    ) -> Result<bool, TableError> {
         let mut value = Vec::new();
         for _ in 0..ATTEMPTS {
             let token = data
-                .get(key().as_bytes(), &mut value)
+                .get(self.key().as_bytes(), &mut value)
                 .map_err(|_| TableError::Unavailable)?;
-            let Some(after) = self.after(&value, now) else {
+            let Some(after) = self.after(&value, now, debt) else {
                 return Ok(false);
             };
             value.clear();
             value.extend_from_slice(MAGIC);
             value.extend_from_slice(&after.to_le_bytes());
-            match data.set(key().as_bytes(), &value, token) {
+            match data.set(self.key().as_bytes(), &value, token) {
                 Ok(()) => return Ok(true),
                 Err(SetError::Mismatch) => {}
                 Err(SetError::Unavailable) => break,
@@ -67,14 +108,19 @@ impl Budget {
         Err(TableError::Unavailable)
     }
 
-    /// When the bucket would be full once one more is taken; `None` if it is empty.
-    fn after(&self, value: &[u8], now: Moment) -> Option<u64> {
+    /// When the bucket would be full once one more is taken; `None` if it is empty, and so much in
+    /// debt already (microseconds).
+    fn after(&self, value: &[u8], now: Moment, debt: u64) -> Option<u64> {
         let now = now.monotonic.saturating_mul(1_000);
         let one = SECOND
             .checked_div(u64::from(self.per_second))
             .unwrap_or(SECOND)
             .max(1);
-        let empty = now.saturating_add(BURST_SECONDS * SECOND);
+        let burst = match self.purpose {
+            Purpose::Unknown => BURST_SECONDS * SECOND,
+            Purpose::Refreshes => BURST_OF_REFRESHES,
+        };
+        let empty = now.saturating_add(burst);
         let full = value
             .strip_prefix(MAGIC)
             .and_then(|bytes| bytes.try_into().ok())
@@ -86,12 +132,16 @@ impl Budget {
             full
         };
         let after = full.max(now).saturating_add(one);
-        (after <= empty).then_some(after)
+        (after <= empty.saturating_add(debt)).then_some(after)
     }
-}
 
-const fn key() -> Key {
-    Key::new(KIND, 0, 0)
+    const fn key(self) -> Key {
+        let number = match self.purpose {
+            Purpose::Unknown => 0,
+            Purpose::Refreshes => 1,
+        };
+        Key::new(KIND, 0, number)
+    }
 }
 
 #[cfg(test)]
@@ -135,6 +185,33 @@ mod tests {
     }
 
     #[test]
+    fn refreshes_have_a_bucket_of_their_own_that_saves_up_little() {
+        for per_second in [1, 7, 100, 1_000] {
+            let data = Memory::default();
+            taken(&data, Budget::new(per_second), 1_000_000);
+            let budget = Budget::refreshes(per_second);
+            let burst = taken(&data, budget, 1_000_000);
+            assert!((per_second..=per_second * 5 / 4).contains(&burst), "{burst}");
+            let sum: u32 = (1..=60)
+                .map(|second| taken(&data, budget, 1_000_000 + second * 1_000))
+                .sum();
+            assert!(sum <= per_second * 60 && sum + 1 >= per_second * 60, "{sum}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_in_any_case_is_waited_for_by_others_for_a_second_at_most() {
+        let data = Memory::default();
+        let budget = Budget::refreshes(10);
+        taken(&data, budget, 5_000);
+        for _ in 0..1_000 {
+            budget.charge(&data, at(5_000));
+        }
+        assert_eq!(taken(&data, budget, 6_000), 0);
+        assert_eq!(taken(&data, budget, 6_100), 1);
+    }
+
+    #[test]
     fn a_lost_race_takes_one_and_losing_all_takes_none() {
         let data = Memory::default();
         data.lose_next(3);
@@ -154,7 +231,8 @@ mod tests {
             b"TGb1\xff\xff\xff\xff\xff\xff\xff\xff",
         ] {
             let data = Memory::default();
-            data.set(key().as_bytes(), value, Token::OVERWRITE).unwrap();
+            let key = Budget::new(3).key();
+            data.set(key.as_bytes(), value, Token::OVERWRITE).unwrap();
             assert_eq!(taken(&data, Budget::new(3), 5_000), 30, "{value:?}");
         }
     }

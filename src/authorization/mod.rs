@@ -46,7 +46,7 @@ pub use pauses::PAUSE_MILLISECONDS;
 pub use period::{Period, Window};
 pub use quota::{Quota, seconds_to};
 pub use record::{Dispatched, Freshness, Ledger, Look, Outcome, Record, Refusal, State};
-pub use refresh::{Question, Refresher, backoff};
+pub use refresh::{Ahead, Next, Question, Refresher, Wanted, backoff};
 pub use shown::{Asked, Referrer, Shown};
 pub use strangers::Strangers;
 pub use table::{Change, Slot, Table, TableError};

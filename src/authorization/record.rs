@@ -494,7 +494,7 @@ impl Record {
     }
 
     /// A number that differs between gateways and moments.
-    fn luck(&self, moment: u64) -> u64 {
+    pub(super) fn luck(&self, moment: u64) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.digest.0;
         mix(u64::from_le_bytes([a, b, c, d, e, f, g, h]), moment)
     }

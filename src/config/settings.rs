@@ -43,6 +43,9 @@ pub struct AuthorizationSettings {
     /// How many questions about unknown credentials this gateway asks: 1 to 1,000,000 a
     /// second.
     pub unknown_calls_per_second: u32,
+    /// How many refreshes of what is known of applications this gateway asks for: 1 to
+    /// 1,000,000 a second.
+    pub refreshes_per_second: u32,
     /// How limits are shared: `authorization.gateways` and `authorization.accuracy`.
     pub accuracy: Accuracy,
 }
@@ -153,6 +156,12 @@ impl AuthorizationSettings {
             unknown_calls_per_second: number(
                 shape.unknown_calls_per_second.as_ref(),
                 &place.field("unknown_calls_per_second"),
+                (1, 1_000_000),
+                100,
+            )?,
+            refreshes_per_second: number(
+                shape.refreshes_per_second.as_ref(),
+                &place.field("refreshes_per_second"),
                 (1, 1_000_000),
                 100,
             )?,

@@ -178,6 +178,8 @@ pub(super) struct Authorization {
     #[serde(default, deserialize_with = "present")]
     pub(super) unknown_calls_per_second: Option<Value>,
     #[serde(default, deserialize_with = "present")]
+    pub(super) refreshes_per_second: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) gateways: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     pub(super) accuracy: Option<Value>,

@@ -91,6 +91,7 @@ fn what_is_left_out_has_its_default() {
             capacity: 16_384,
             unknown: Unknown::Deny,
             unknown_calls_per_second: 100,
+            refreshes_per_second: 100,
             accuracy: Accuracy::Exact,
         }
     );
@@ -147,6 +148,7 @@ fn every_field_is_read() {
         "authorization": {
             "ttl": "1d", "negative_ttl": "1s", "stale_if_error": "0s", "capacity": 1_000_000, "unknown": "allow",
             "unknown_calls_per_second": 5,
+            "refreshes_per_second": 6,
             "gateways": 4, "accuracy": "eager",
         },
         "reporting": { "interval": "100ms", "timeout": "60s", "uncertain": "drop", "batch": 1 },
@@ -170,6 +172,7 @@ fn every_field_is_read() {
             capacity: 1_000_000,
             unknown: Unknown::Allow,
             unknown_calls_per_second: 5,
+            refreshes_per_second: 6,
             accuracy: Accuracy::Eager { gateways: 4 },
         }
     );
@@ -247,6 +250,7 @@ fn the_bounds_are_included() {
         ("/authorization", json!({ "capacity": 8 })),
         ("/authorization", json!({ "capacity": 1_048_576 })),
         ("/authorization", json!({ "unknown_calls_per_second": 1 })),
+        ("/authorization", json!({ "refreshes_per_second": 1 })),
         (
             "/authorization",
             json!({ "unknown_calls_per_second": 1_000_000 }),
@@ -400,7 +404,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         (
             "/authorization",
             json!({ "TTL": "1s" }),
-            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second, gateways, accuracy",
+            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second, refreshes_per_second, gateways, accuracy",
         ),
         (
             "/reporting",

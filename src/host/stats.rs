@@ -158,7 +158,8 @@ fn plain(name: &str) -> String {
 
 /// The sums of a service's usage, for each metric of its configuration:
 /// `wasmcustom.tollgate.<service id>.metric.<metric>.units_admitted` and so on; and the gauges
-/// `usage_pending` and `usage_in_flight` of all together, and the gauge `metrics_unknown`. Always
+/// `usage_pending` and `usage_in_flight` of all together, and the gauges `metrics_unknown` and
+/// `refreshes_waiting`. Always
 /// `admitted = acknowledged + lost + pending + in flight`; requests since the leader
 /// last looked at their records are not in it yet.
 #[derive(Debug)]
@@ -168,6 +169,7 @@ pub struct Sums {
     pending: Option<u32>,
     in_flight: Option<u32>,
     unknown: Option<u32>,
+    refreshes: Option<u32>,
 }
 
 /// The host ids of one metric's sums; `None` where the host refused.
@@ -207,6 +209,7 @@ impl Sums {
             pending: gauge("usage_pending"),
             in_flight: gauge("usage_in_flight"),
             unknown: gauge("metrics_unknown"),
+            refreshes: gauge("refreshes_waiting"),
         }
     }
 
@@ -214,6 +217,13 @@ impl Sums {
     pub fn show_unknown(&self, metrics: usize) {
         if let Some(id) = self.unknown {
             abi::record_metric(id, u64::try_from(metrics).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// Shows how many applications are due to be asked about again.
+    pub fn show_refreshes(&self, waiting: usize) {
+        if let Some(id) = self.refreshes {
+            abi::record_metric(id, u64::try_from(waiting).unwrap_or(u64::MAX));
         }
     }
 

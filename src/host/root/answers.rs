@@ -12,7 +12,7 @@ use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{AuthorizeAnswer, Denial, Failure, ReportAnswer, ReportBody};
-use crate::usage::{Accounts, Terms, push};
+use crate::usage::{Accounts, MOST_LOOKS, Terms, push};
 
 /// Questions after the first with which an application's keys are found out.
 const MOST_ATTEMPTS: u8 = 2;
@@ -36,13 +36,13 @@ impl Root {
             } => {
                 self.answered_refresh(service, question, &answered, asked, shared, now);
                 if self.leads(service) {
-                    self.refresh(service, shared, now);
+                    self.refresh(shared, now);
                 }
             }
             Call::Report { service, batch } => {
                 self.answered_report(service, batch, &answered.to_report(), shared, now);
                 if self.leads(service) {
-                    self.flush(service, shared, now);
+                    self.flush(service, shared, now, &mut MOST_LOOKS.clone());
                 }
             }
             Call::Probe {
@@ -284,7 +284,10 @@ impl Root {
                     None => answered.to_listed_keys(),
                 };
                 match question.after_wrong_key(listed) {
-                    Some(next) => self.ask_again(index, next, shared, now),
+                    Some(next) => {
+                        self.refreshes.charge(&shared.data, now);
+                        self.ask_again(index, next, shared, now);
+                    }
                     None => {
                         // Who shows a key asks with it.
                         let _ = shared

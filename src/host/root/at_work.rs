@@ -25,6 +25,8 @@ pub(super) struct AtWork {
     /// Where limits are shared with other gateways.
     pub urgent: Option<Urgent>,
     pub leads: bool,
+    /// How many refreshes are shown to wait; `None` if another VM led last.
+    shown_waiting: Option<usize>,
     pub stats: Stats,
     pub sums: Sums,
     quiet: Quiet,
@@ -72,6 +74,7 @@ impl AtWork {
             refresher: Refresher::new(scope),
             urgent: Urgent::wanted(scope, accuracy),
             leads: false,
+            shown_waiting: None,
             stats: Stats::define(&service.id),
             sums: Sums::define(&service.id, &service.metrics),
             quiet: Quiet::default(),
@@ -196,6 +199,17 @@ impl AtWork {
         self.sums.add(&accounts);
         let in_flight = self.leads.then(|| self.flusher.in_flight());
         self.sums.show(in_flight.as_ref());
+    }
+
+    /// Shows how many refreshes wait, if that is another number than before.
+    pub fn show_refreshes(&mut self) {
+        let waiting = self.leads.then(|| self.refresher.waiting());
+        if let Some(waiting) = waiting
+            && self.shown_waiting != Some(waiting)
+        {
+            self.sums.show_refreshes(waiting);
+        }
+        self.shown_waiting = waiting;
     }
 
     pub fn lost(&mut self, units: u64, why: &str, now: Moment) {

@@ -18,11 +18,13 @@ mod ticks;
 
 use self::at_work::AtWork;
 use self::flights::Listening;
+use self::ticks::Rounds;
 use super::local_reply::Reply;
+use super::logger::Seldom;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Accuracy, Asked, Breaker, Budget, Lifetimes, Question, Units};
+use crate::authorization::{Accuracy, Ahead, Asked, Breaker, Budget, Lifetimes, Question, Units};
 use crate::config::{self, Configuration, Replies, Service};
 use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
@@ -96,9 +98,12 @@ pub struct Root {
     listening: Listening,
     breaker: Breaker,
     budget: Budget,
+    refreshes: Budget,
     calls: HashMap<u32, Call>,
     unmatched: UnmatchedHosts,
     swept: u32,
+    rounds: Rounds,
+    few_refreshes: Seldom,
     urgent_calls: UrgentCalls,
     /// When more than what is urgent is due again (monotonic milliseconds).
     next_full_tick: u64,
@@ -128,6 +133,7 @@ impl Root {
         };
         let breaker = Breaker::new(backend.number());
         let budget = Budget::new(configuration.authorization.unknown_calls_per_second);
+        let refreshes = Budget::refreshes(configuration.authorization.refreshes_per_second);
         Some(Self {
             id,
             configuration,
@@ -142,9 +148,12 @@ impl Root {
             listening: Listening::default(),
             breaker,
             budget,
+            refreshes,
             calls: HashMap::new(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,
+            rounds: Rounds::default(),
+            few_refreshes: Seldom::default(),
             urgent_calls: UrgentCalls::default(),
             next_full_tick: 0,
             ticked_at: now.monotonic,
@@ -226,11 +235,13 @@ fn milliseconds(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Between the ticks that do everything there is to do: a flush is never late by more than a
-/// tenth of its interval, nor a refresh by more than a second.
+/// Between the ticks that do what there is to do: a flush is never late by more than a
+/// tenth of its interval, nor a refresh by more than a second. Shorter where there are more
+/// services than one tick looks after.
 fn tick_milliseconds(configuration: &Configuration) -> u32 {
     let interval = milliseconds(configuration.reporting.interval);
-    u32::try_from(tick(interval)).unwrap_or(u32::MAX)
+    let period = u32::try_from(tick(interval)).unwrap_or(u32::MAX);
+    period.min(ticks::period(configuration.services.len()))
 }
 
 /// Between ticks: shorter where limits are shared with other gateways. In between is then only
@@ -260,14 +271,17 @@ fn settings(configuration: &Configuration) -> Settings {
         timeout: milliseconds(reporting.timeout),
         batch: usize::try_from(reporting.batch).unwrap_or(usize::MAX),
         uncertain: reporting.uncertain,
-        refresh_ahead: refresh_ahead(configuration),
+        ahead: ahead(configuration),
     }
 }
 
 /// How long before its end an answer in use is asked for again: so that the flush, which
 /// sees the records in use, comes by in time; never more than half the lifetime.
-fn refresh_ahead(configuration: &Configuration) -> u64 {
+fn ahead(configuration: &Configuration) -> Ahead {
     let ttl = milliseconds(configuration.authorization.ttl);
     let interval = milliseconds(configuration.reporting.interval);
-    (ttl / 4).max(interval.saturating_mul(2)).min(ttl / 2)
+    Ahead {
+        least: (ttl / 4).max(interval.saturating_mul(2)).min(ttl / 2),
+        round: interval,
+    }
 }

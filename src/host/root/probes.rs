@@ -9,6 +9,7 @@ use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{AuthorizeAnswer, MetricsAnswer, Misconfiguration};
+use crate::usage::MOST_LOOKS;
 
 impl Root {
     /// Asks about metrics, if that is due.
@@ -94,7 +95,7 @@ impl Root {
         }
         if self.leads(index) {
             self.probe(index, shared, now);
-            self.flush(index, shared, now);
+            self.flush(index, shared, now, &mut MOST_LOOKS.clone());
         }
     }
 }

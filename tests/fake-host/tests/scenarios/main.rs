@@ -7,6 +7,7 @@
 
 mod accidents;
 mod asking;
+mod budget;
 mod credentials;
 mod exact;
 mod flights;
