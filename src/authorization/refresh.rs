@@ -121,7 +121,8 @@ pub enum Next {
     NotWanted,
     /// It may not be asked about now, and stays the next.
     OverBudget {
-        /// It has waited for so long that its answer is half the way from fresh to unusable.
+        /// It has waited for so long that its answer is three quarters of the way from fresh to
+        /// unusable.
         late: bool,
     },
     /// To be asked.
@@ -318,7 +319,7 @@ impl Refresher {
         };
         let mut late = false;
         let fits = |record: &Record| {
-            late = now.monotonic > record.half_stale();
+            late = now.monotonic > record.mostly_stale();
             record.scope == self.scope
                 && record.fetched_at <= listed.since
                 && (!listed.if_needed || record.is_needed(now, ahead))
@@ -453,6 +454,12 @@ impl Record {
     const fn half_stale(&self) -> u64 {
         let stale = self.stale_until.saturating_sub(self.fresh_until);
         self.fresh_until.saturating_add(stale / 2)
+    }
+
+    /// When three quarters of that are over (monotonic milliseconds).
+    const fn mostly_stale(&self) -> u64 {
+        let stale = self.stale_until.saturating_sub(self.fresh_until);
+        self.stale_until.saturating_sub(stale / 4)
     }
 
     /// Whether three quarters of a limit are used in the window that is open.
