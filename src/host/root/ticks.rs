@@ -259,7 +259,9 @@ impl Root {
     fn warn_of_late_refreshes(&mut self, now: Moment) {
         if let Some(withheld) = self.few_refreshes.due(now.monotonic) {
             warn!(
-                "more applications are in use than authorization.refreshes_per_second ({}) can keep                  known: some will have to wait for an answer. Raise it, or ttl and stale_if_error                  ({withheld} such lines withheld)",
+                "authorization.refreshes_per_second ({}) is small for the applications in use: some \
+                 answers are almost too old. Raise it, or ttl and stale_if_error, before requests \
+                 have to wait ({withheld} such lines withheld)",
                 self.configuration.authorization.refreshes_per_second
             );
         }

@@ -532,6 +532,68 @@ fn a_newer_configuration_takes_the_lead_and_the_older_one_stops() {
     assert_eq!(books(&envoy, "hits").acknowledged, 3);
 }
 
+/// Two services with a hit each, of which the second is then removed.
+fn a_removed_service(reporting: serde_json::Value) -> (FakeEnvoy, Worker) {
+    let services = [
+        service("1001", "api.example.com"),
+        service("2002", "two.example.com"),
+    ];
+    let changes = json!({ "services": services, "reporting": reporting });
+    let (envoy, worker) = gateway(&configuration(changes));
+    introduce(&envoy, &worker, "alice", authorized());
+    let request = worker.request().host("two.example.com");
+    let stream = request.get("/?user_key=bob").send().paused();
+    worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+    worker.poll(stream).forwarded();
+    envoy.advance(seconds(6));
+    assert!(worker.configure(&plain()));
+    (envoy, worker)
+}
+
+#[test]
+fn a_removed_service_is_reported_although_its_listener_drains_before_the_interval_is_over() {
+    let (envoy, worker) = a_removed_service(json!({ "interval": "60s" }));
+    worker.drain();
+    let workers = [worker];
+    let calls = pass_time(&envoy, &workers, seconds(120), |call| {
+        is_report(call).then(accepted)
+    });
+    assert_eq!(usage_of(&reports(&calls), "hits"), 2);
+    let both = books(&envoy, "hits");
+    assert_eq!((both.acknowledged, both.pending, both.in_flight), (2, 0, 0));
+    // Ten minutes later its memory is given back, and nothing of it happens any more.
+    let calls = pass_time(&envoy, &workers, seconds(1_200), |call| {
+        is_report(call).then(accepted)
+    });
+    assert_eq!(reports(&calls).len(), 0);
+    behaved(&envoy);
+}
+
+#[test]
+fn usage_of_a_removed_service_whose_vm_has_gone_waits_until_a_configuration_has_it_again() {
+    let (envoy, worker) = a_removed_service(json!({}));
+    worker.drain();
+    worker.restart_vm();
+    assert!(worker.configure(&plain()));
+    let workers = [worker];
+    let go_on = |time| {
+        pass_time(&envoy, &workers, time, |call| {
+            is_report(call).then(accepted)
+        })
+    };
+    assert_eq!(usage_of(&reports(&go_on(seconds(1_200))), "hits"), 1);
+    let both = books(&envoy, "hits");
+    assert_eq!((both.acknowledged, both.pending), (1, 1), "not lost yet");
+    let services = [
+        service("1001", "api.example.com"),
+        service("2002", "two.example.com"),
+    ];
+    assert!(workers[0].configure(&configuration(json!({ "services": services }))));
+    assert_eq!(usage_of(&reports(&go_on(seconds(90))), "hits"), 1);
+    assert_eq!(books(&envoy, "hits").acknowledged, 2);
+    behaved(&envoy);
+}
+
 #[test]
 fn an_older_configuration_reports_what_only_it_can() {
     let services = [
