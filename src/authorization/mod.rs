@@ -29,7 +29,7 @@ mod shown;
 mod strangers;
 mod table;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 mod units;
 mod withheld;
 

@@ -118,7 +118,7 @@ pub enum Next {
     /// No slot is next: none is due, or enough is in flight, or service management failed.
     Nobody,
     /// Its application need not be asked about any more.
-    NotWanted,
+    NotWanted(Slot),
     /// It may not be asked about now, and stays the next.
     OverBudget {
         /// It has waited for so long that its answer is three quarters of the way from fresh to
@@ -315,7 +315,7 @@ impl Refresher {
             },
         };
         let Some(listed) = self.listed.get(&slot).copied() else {
-            return Next::NotWanted;
+            return Next::NotWanted(slot);
         };
         let mut late = false;
         let fits = |record: &Record| {
@@ -326,7 +326,7 @@ impl Refresher {
         };
         let Some(question) = Question::about(data, applications, slot, fits) else {
             self.listed.remove(&slot);
-            return Next::NotWanted;
+            return Next::NotWanted(slot);
         };
         if !first && !may_ask() {
             self.ready.push(Reverse((listed.rank, slot)));
@@ -523,7 +523,7 @@ mod tests {
             let may_ask = || asked.len() < budget;
             match refresher.next(data, applications, AHEAD, at(now), may_ask) {
                 Next::Ask(question) => asked.push(question.digest),
-                Next::NotWanted => {}
+                Next::NotWanted(_) => {}
                 Next::Nobody | Next::OverBudget { .. } => return asked,
             }
         }

@@ -2,7 +2,9 @@
 //! the log lines that it writes seldom.
 
 use super::Fetch;
-use crate::authorization::{Accuracy, Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown};
+use crate::authorization::{
+    Accuracy, Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown, Slot,
+};
 use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
 use crate::host::local_reply::{Reply, waiting_wants_grpc};
@@ -210,6 +212,14 @@ impl AtWork {
             self.sums.show_refreshes(waiting);
         }
         self.shown_waiting = waiting;
+    }
+
+    /// A slot is not asked about, because somebody else asks or has asked.
+    pub fn looked_elsewhere(&mut self, slot: Slot, now: Moment) {
+        if let Some(urgent) = &mut self.urgent {
+            urgent.left_to_another(slot, now);
+            self.flusher.urge(&[], urgent.held(), now);
+        }
     }
 
     pub fn lost(&mut self, units: u64, why: &str, now: Moment) {

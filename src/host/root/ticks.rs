@@ -224,7 +224,7 @@ impl Root {
             let applications = &mut shared.applications;
             match at_work.refresher.next(&data, applications, ahead, now, may_ask) {
                 Next::Nobody => continue,
-                Next::NotWanted => {}
+                Next::NotWanted(slot) => at_work.looked_elsewhere(slot, now),
                 Next::OverBudget { late } => {
                     if late {
                         self.warn_of_late_refreshes(now);
@@ -253,6 +253,7 @@ impl Root {
             self.ask_again(index, question, shared, now);
         } else if let Some(at_work) = self.services.get_mut(index) {
             at_work.refresher.left_to_another(question.slot);
+            at_work.looked_elsewhere(question.slot, now);
         }
     }
 

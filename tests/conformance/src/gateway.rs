@@ -466,7 +466,7 @@ impl Service {
                 Next::Ask(question) => {
                     self.ask_again(data, applications, backend, question, now)?;
                 }
-                Next::NotWanted => {}
+                Next::NotWanted(_) => {}
                 Next::Nobody | Next::OverBudget { .. } => return Ok(()),
             }
         }

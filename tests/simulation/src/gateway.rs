@@ -212,7 +212,7 @@ impl Gateway {
                     digest,
                     application: String::from_utf8(value).unwrap().parse().unwrap(),
                 }),
-                Next::NotWanted => {}
+                Next::NotWanted(_) => {}
                 Next::Nobody | Next::OverBudget { .. } => break,
             }
         }
