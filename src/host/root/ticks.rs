@@ -23,6 +23,9 @@ const LEASE_MILLISECONDS: u64 = 4_000;
 const MOST_SERVICES: usize = 100;
 /// Refreshes that one tick or one answer looks at at most.
 const MOST_REFRESHES: usize = 1_000;
+/// With so many calls under way that nobody waits for, ticks make no more, or Envoy's circuit breaker
+/// for the cluster (in the shipped configurations, 256 requests) would refuse them and others.
+const MOST_CALLS: usize = 160;
 /// Longest and shortest time between ticks, in milliseconds.
 const LONGEST_PERIOD: u32 = 1_000;
 const SHORTEST_PERIOD: u32 = 100;
@@ -113,8 +116,9 @@ impl Root {
     fn work(&mut self, shared: &mut Shared, now: Moment) {
         let ahead = ahead(&self.configuration);
         let mut looks = MOST_LOOKS;
+        let most_calls = self.room_for_calls();
         for _ in 0..self.services.len().min(MOST_SERVICES) {
-            if looks == 0 {
+            if looks == 0 || self.calls.len() >= most_calls {
                 break;
             }
             let index = self.rounds.work.next(self.services.len());
@@ -210,7 +214,11 @@ impl Root {
             .filter(|(_, at_work)| at_work.leads)
             .filter_map(|(index, at_work)| Some(Reverse((at_work.refresher.rank(now)?, index))))
             .collect();
+        let most_calls = self.room_for_calls();
         for _ in 0..MOST_REFRESHES {
+            if self.calls.len() >= most_calls {
+                return;
+            }
             let Some(Reverse((_, index))) = next.pop() else {
                 return;
             };
@@ -239,6 +247,13 @@ impl Root {
                 next.push(Reverse((rank, index)));
             }
         }
+    }
+
+    /// How many calls may be under way, those included that requests wait for.
+    fn room_for_calls(&self) -> usize {
+        let awaited = |call: &&Call| matches!(call, Call::Authorize(_));
+        let awaited = self.calls.values().filter(awaited).count();
+        awaited.saturating_add(MOST_CALLS)
     }
 
     /// Asks about an application that is known, unless another VM does.
