@@ -191,11 +191,17 @@ mod tests {
             taken(&data, Budget::new(per_second), 1_000_000);
             let budget = Budget::refreshes(per_second);
             let burst = taken(&data, budget, 1_000_000);
-            assert!((per_second..=per_second * 5 / 4).contains(&burst), "{burst}");
+            assert!(
+                (per_second..=per_second * 5 / 4).contains(&burst),
+                "{burst}"
+            );
             let sum: u32 = (1..=60)
                 .map(|second| taken(&data, budget, 1_000_000 + second * 1_000))
                 .sum();
-            assert!(sum <= per_second * 60 && sum + 1 >= per_second * 60, "{sum}");
+            assert!(
+                sum <= per_second * 60 && sum + 1 >= per_second * 60,
+                "{sum}"
+            );
         }
     }
 

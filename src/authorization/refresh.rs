@@ -442,9 +442,7 @@ impl Record {
         let between = half.saturating_sub(least).saturating_add(1);
         let chance = self.luck(self.fetched_at);
         let more = chance.checked_rem(between).unwrap_or(0);
-        let due = self
-            .fresh_until
-            .saturating_sub(least.saturating_add(more));
+        let due = self.fresh_until.saturating_sub(least.saturating_add(more));
         let rank = due.saturating_add(self.half_stale().saturating_sub(self.fresh_until));
         Wanted { due, rank }
     }
@@ -652,7 +650,10 @@ mod tests {
         let slot = learned(&data, &mut applications);
         let mut refresher = Refresher::new(ALICE.scope);
         refresher.add_first(slot, at(0));
-        assert_eq!(asked(&data, &mut applications, &mut refresher, 0, 0).len(), 1);
+        assert_eq!(
+            asked(&data, &mut applications, &mut refresher, 0, 0).len(),
+            1
+        );
     }
 
     #[test]
@@ -665,7 +666,10 @@ mod tests {
         refresher.hand_over();
         assert!(asked(&data, &mut applications, &mut refresher, 0, 9).is_empty());
         refresher.list(slot, NOW, at(0), false);
-        assert_eq!(asked(&data, &mut applications, &mut refresher, 0, 9).len(), 1);
+        assert_eq!(
+            asked(&data, &mut applications, &mut refresher, 0, 9).len(),
+            1
+        );
     }
 
     /// Alice is known since the start. Her slot.

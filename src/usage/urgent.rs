@@ -378,7 +378,14 @@ mod tests {
         };
         let plan = known(vec![limit("hits", Period::Day, 100, 50, moment(0))]);
         applications
-            .learn(&data, &identity, &plan, &metrics(false), moment(0), &lifetimes)
+            .learn(
+                &data,
+                &identity,
+                &plan,
+                &metrics(false),
+                moment(0),
+                &lifetimes,
+            )
             .unwrap();
         let slot = (0..applications.slots()).map(Slot).find(|slot| {
             let found = applications

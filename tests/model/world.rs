@@ -11,8 +11,8 @@ use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
 use std::collections::{BTreeMap, BTreeSet};
 use tollgate::authorization::{
-    Accuracy, Ahead, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal,
-    Shown, Slot, Table, Verdict, Window,
+    Accuracy, Ahead, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record,
+    Refusal, Shown, Slot, Table, Verdict, Window,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};
@@ -637,7 +637,9 @@ impl<'a> World<'a> {
             now,
         };
         let vm = &mut self.vms[vm];
-        let (reports, settled) = self.flusher.next(&self.data, vm, &SERVICE, &terms, &mut MOST_LOOKS.clone());
+        let (reports, settled) =
+            self.flusher
+                .next(&self.data, vm, &SERVICE, &terms, &mut MOST_LOOKS.clone());
         self.settled.add(settled);
         for report in reports {
             let transactions = self.read(&report.body);

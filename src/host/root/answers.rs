@@ -21,7 +21,7 @@ impl Root {
     /// Takes in the answer to a call.
     pub fn on_call_response(&mut self, token: u32, shared: &mut Shared) {
         let now = clock::now();
-        let Some(call) = self.calls.remove(&token) else {
+        let Some(call) = self.calls.remove(token) else {
             return;
         };
         let answered = Answered::read();

@@ -15,10 +15,12 @@ mod hurry;
 mod probes;
 mod requests;
 mod ticks;
+mod under_way;
 
 use self::at_work::AtWork;
 use self::flights::Listening;
 use self::ticks::Rounds;
+use self::under_way::UnderWay;
 use super::local_reply::Reply;
 use super::logger::Seldom;
 use super::seed;
@@ -99,7 +101,7 @@ pub struct Root {
     breaker: Breaker,
     budget: Budget,
     refreshes: Budget,
-    calls: HashMap<u32, Call>,
+    calls: UnderWay,
     unmatched: UnmatchedHosts,
     swept: u32,
     rounds: Rounds,
@@ -149,7 +151,7 @@ impl Root {
             breaker,
             budget,
             refreshes,
-            calls: HashMap::new(),
+            calls: UnderWay::default(),
             unmatched: UnmatchedHosts::define(),
             swept: 0,
             rounds: Rounds::default(),
@@ -172,7 +174,7 @@ impl Root {
 
     /// Whether this root made the call.
     pub fn waits_for(&self, token: u32) -> bool {
-        self.calls.contains_key(&token)
+        self.calls.contains(token)
     }
 
     fn leads(&self, service: usize) -> bool {

@@ -23,9 +23,6 @@ const LEASE_MILLISECONDS: u64 = 4_000;
 const MOST_SERVICES: usize = 100;
 /// Refreshes that one tick or one answer looks at at most.
 const MOST_REFRESHES: usize = 1_000;
-/// With so many calls under way that nobody waits for, ticks make no more, or Envoy's circuit breaker
-/// for the cluster (in the shipped configurations, 256 requests) would refuse them and others.
-const MOST_CALLS: usize = 160;
 /// Longest and shortest time between ticks, in milliseconds.
 const LONGEST_PERIOD: u32 = 1_000;
 const SHORTEST_PERIOD: u32 = 100;
@@ -116,9 +113,8 @@ impl Root {
     fn work(&mut self, shared: &mut Shared, now: Moment) {
         let ahead = ahead(&self.configuration);
         let mut looks = MOST_LOOKS;
-        let most_calls = self.room_for_calls();
         for _ in 0..self.services.len().min(MOST_SERVICES) {
-            if looks == 0 || self.calls.len() >= most_calls {
+            if looks == 0 || !self.calls.has_room() {
                 break;
             }
             let index = self.rounds.work.next(self.services.len());
@@ -156,6 +152,9 @@ impl Root {
         now: Moment,
         looks: &mut u32,
     ) {
+        if !self.calls.has_room() {
+            return;
+        }
         let settings = settings(&self.configuration);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
@@ -214,9 +213,8 @@ impl Root {
             .filter(|(_, at_work)| at_work.leads)
             .filter_map(|(index, at_work)| Some(Reverse((at_work.refresher.rank(now)?, index))))
             .collect();
-        let most_calls = self.room_for_calls();
         for _ in 0..MOST_REFRESHES {
-            if self.calls.len() >= most_calls {
+            if !self.calls.has_room() {
                 return;
             }
             let Some(Reverse((_, index))) = next.pop() else {
@@ -230,7 +228,10 @@ impl Root {
             let may_ask = || budget.take(&data, now).unwrap_or(false);
             let ahead = ahead(&self.configuration);
             let applications = &mut shared.applications;
-            match at_work.refresher.next(&data, applications, ahead, now, may_ask) {
+            match at_work
+                .refresher
+                .next(&data, applications, ahead, now, may_ask)
+            {
                 Next::Nobody => continue,
                 Next::NotWanted(slot) => at_work.looked_elsewhere(slot, now),
                 Next::OverBudget { late } => {
@@ -249,21 +250,8 @@ impl Root {
         }
     }
 
-    /// How many calls may be under way, those included that requests wait for.
-    fn room_for_calls(&self) -> usize {
-        let awaited = |call: &&Call| matches!(call, Call::Authorize(_));
-        let awaited = self.calls.values().filter(awaited).count();
-        awaited.saturating_add(MOST_CALLS)
-    }
-
     /// Asks about an application that is known, unless another VM does.
-    fn ask_in_turn(
-        &mut self,
-        index: usize,
-        question: Question,
-        shared: &mut Shared,
-        now: Moment,
-    ) {
+    fn ask_in_turn(&mut self, index: usize, question: Question, shared: &mut Shared, now: Moment) {
         if self.may_refresh(question.digest, shared, now) {
             self.ask_again(index, question, shared, now);
         } else if let Some(at_work) = self.services.get_mut(index) {

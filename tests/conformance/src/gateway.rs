@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use service_management::{Backend, Request, Response};
 use tollgate::authorization::{
-    Accuracy, Ahead, Applications, Asked, Change, Identity, KeyRule, Learned, Lifetimes, Limit, Next,
-    Question, Referrer, Refresher, Refusal, Shown, Slot, Verdict, Wanted, application,
+    Accuracy, Ahead, Applications, Asked, Change, Identity, KeyRule, Learned, Lifetimes, Limit,
+    Next, Question, Referrer, Refresher, Refusal, Shown, Slot, Verdict, Wanted, application,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Credential, Identities, Kind, Scope};
@@ -430,7 +430,9 @@ impl Service {
                 settings: SETTINGS,
                 now,
             };
-            let (reports, _) = self.flusher.next(data, applications, &access, &terms, &mut MOST_LOOKS.clone());
+            let (reports, _) =
+                self.flusher
+                    .next(data, applications, &access, &terms, &mut MOST_LOOKS.clone());
             for (slot, wanted) in self.flusher.take_due() {
                 self.refresher.add(slot, wanted, now);
             }

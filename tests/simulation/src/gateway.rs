@@ -3,8 +3,8 @@
 use crate::memory::Memory;
 use crate::random::Random;
 use tollgate::authorization::{
-    Accuracy, Ahead, Applications, Identity, KeyRule, Lifetimes, Next, Question, Referrer, Refresher,
-    Shown, Slot, Verdict,
+    Accuracy, Ahead, Applications, Identity, KeyRule, Lifetimes, Next, Question, Referrer,
+    Refresher, Shown, Slot, Verdict,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};
@@ -185,9 +185,13 @@ impl Gateway {
             settings: self.settings,
             now,
         };
-        let (reports, _) = self
-            .flusher
-            .next(&self.data, &mut self.applications, &SERVICE, &terms, &mut MOST_LOOKS.clone());
+        let (reports, _) = self.flusher.next(
+            &self.data,
+            &mut self.applications,
+            &SERVICE,
+            &terms,
+            &mut MOST_LOOKS.clone(),
+        );
         for (slot, wanted) in self.flusher.take_due() {
             self.refresher.add(slot, wanted, now);
         }
@@ -198,9 +202,13 @@ impl Gateway {
 
     fn refresh(&mut self, now: Moment, calls: &mut Vec<Call>) {
         loop {
-            let next = self
-                .refresher
-                .next(&self.data, &mut self.applications, self.settings.ahead, now, || true);
+            let next = self.refresher.next(
+                &self.data,
+                &mut self.applications,
+                self.settings.ahead,
+                now,
+                || true,
+            );
             match next {
                 Next::Ask(Question {
                     slot,

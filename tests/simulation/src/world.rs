@@ -163,9 +163,7 @@ impl World {
             gateways: told,
             settled_after: 0,
         };
-        let eager = Accuracy::Eager {
-            gateways: told,
-        };
+        let eager = Accuracy::Eager { gateways: told };
         let (accuracy, ttl) = match setup.mode {
             Mode::FixedFlush => (Accuracy::Exact, 10_000),
             // One gateway knows everything.

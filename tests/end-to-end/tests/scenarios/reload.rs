@@ -179,7 +179,13 @@ async fn a_service_that_is_removed_under_load_is_reported_although_its_listener_
     })
     .await?;
     let client = gateway.client()?;
-    let load = Load::start(&client, 4, Duration::from_millis(2), "/v1/items", "free-key");
+    let load = Load::start(
+        &client,
+        4,
+        Duration::from_millis(2),
+        "/v1/items",
+        "free-key",
+    );
     load.go_on_for(1_000).await?;
     let other = gateway.plugin_with(&json!({ "services": [{
         "id": "1002",

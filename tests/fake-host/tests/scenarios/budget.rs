@@ -57,11 +57,7 @@ fn known(envoy: &FakeEnvoy, worker: &Worker, applications: &BTreeMap<String, Aut
     }
 }
 
-fn applications(
-    name: &str,
-    count: u32,
-    plan: &Authorization,
-) -> BTreeMap<String, Authorization> {
+fn applications(name: &str, count: u32, plan: &Authorization) -> BTreeMap<String, Authorization> {
     (0..count)
         .map(|number| (format!("{name}-{number}"), plan.clone()))
         .collect()
@@ -102,7 +98,10 @@ fn refreshes_keep_to_their_budget_and_no_request_to_a_known_application_waits() 
             .collect();
         let longest = when.windows(2).map(|pair| pair[1] - pair[0]).max();
         let most = if key.starts_with("near") { 20 } else { 120 };
-        assert!(longest.is_some_and(|longest| longest <= most), "{key}: {when:?}");
+        assert!(
+            longest.is_some_and(|longest| longest <= most),
+            "{key}: {when:?}"
+        );
     }
     assert!(stat(&envoy, "requests_admitted_stale") > 0);
     assert!(stat(&envoy, "refreshes_waiting") > 100);
