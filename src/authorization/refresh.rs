@@ -161,6 +161,18 @@ struct Listed {
     rank: u64,
     /// Whether somebody must still need it when its turn comes.
     if_needed: bool,
+    stage: Stage,
+}
+
+/// Where a listed slot stands. What else of it is in the queues is left over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// In its turn.
+    Waiting,
+    /// Before all others.
+    First,
+    /// It is asked about.
+    Asked,
 }
 
 impl Refresher {
@@ -197,22 +209,27 @@ impl Refresher {
                 since: now.monotonic,
                 rank: wanted.rank,
                 if_needed,
+                stage: Stage::Waiting,
             });
             self.later.push(Reverse((wanted.due, slot)));
         }
     }
 
-    /// Puts a slot before all others, outside of the budget, unless it stands on the list. An
+    /// Puts a slot before all others, outside of the budget, unless it is asked about. An
     /// answer of before now does not do, however fresh the record is.
     pub fn add_first(&mut self, slot: Slot, now: Moment) {
-        let listed = Listed {
+        let mut listed = Listed {
             since: now.monotonic,
             rank: 0,
             if_needed: false,
+            stage: Stage::First,
         };
-        if self.listed.insert(slot, listed).is_none() {
-            self.first.push_front(slot);
+        match self.listed.get(&slot).map(|before| before.stage) {
+            None | Some(Stage::Waiting) => self.first.push_front(slot),
+            Some(Stage::First) => {}
+            Some(Stage::Asked) => listed.stage = Stage::Asked,
         }
+        self.listed.insert(slot, listed);
     }
 
     /// Takes the slots that requests found stale, unless enough wait to be looked at.
@@ -307,15 +324,8 @@ impl Refresher {
         if self.rank(now).is_none() {
             return Next::Nobody;
         }
-        let (slot, first) = match self.first.pop_front() {
-            Some(slot) => (slot, true),
-            None => match self.ready.pop() {
-                Some(Reverse((_, slot))) => (slot, false),
-                None => return Next::Nobody,
-            },
-        };
-        let Some(listed) = self.listed.get(&slot).copied() else {
-            return Next::NotWanted(slot);
+        let Some((slot, listed)) = self.pop() else {
+            return Next::Nobody;
         };
         let mut late = false;
         let fits = |record: &Record| {
@@ -328,12 +338,29 @@ impl Refresher {
             self.listed.remove(&slot);
             return Next::NotWanted(slot);
         };
-        if !first && !may_ask() {
+        if listed.stage == Stage::Waiting && !may_ask() {
             self.ready.push(Reverse((listed.rank, slot)));
             return Next::OverBudget { late };
         }
+        if let Some(listed) = self.listed.get_mut(&slot) {
+            listed.stage = Stage::Asked;
+        }
         self.in_flight = self.in_flight.saturating_add(1);
         Next::Ask(question)
+    }
+
+    /// Takes the next slot out of the queues.
+    fn pop(&mut self) -> Option<(Slot, Listed)> {
+        loop {
+            let (slot, stage) = match self.first.pop_front() {
+                Some(slot) => (slot, Stage::First),
+                None => (self.ready.pop()?.0.1, Stage::Waiting),
+            };
+            let listed = self.listed.get(&slot).copied();
+            if let Some(listed) = listed.filter(|listed| listed.stage == stage) {
+                return Some((slot, listed));
+            }
+        }
     }
 
     /// Leaves everything that waits here to whoever leads now, and finds who is in use.
@@ -341,11 +368,10 @@ impl Refresher {
         if self.listed.is_empty() && self.marked.is_empty() {
             return;
         }
-        let waiting = self.first.drain(..);
-        let waiting = waiting.chain(self.ready.drain().map(|Reverse((_, slot))| slot));
-        for slot in waiting.chain(self.later.drain().map(|Reverse((_, slot))| slot)) {
-            self.listed.remove(&slot);
-        }
+        self.listed.retain(|_, listed| listed.stage == Stage::Asked);
+        self.first.clear();
+        self.ready.clear();
+        self.later.clear();
         self.marked.clear();
     }
 
@@ -367,7 +393,8 @@ impl Refresher {
     /// is any random number; it spreads the pauses of many gateways.
     pub fn failed(&mut self, slot: Slot, now: Moment, jitter: u64) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let Some(listed) = self.listed.get(&slot) {
+        if let Some(listed) = self.listed.get_mut(&slot) {
+            listed.stage = Stage::Waiting;
             self.ready.push(Reverse((listed.rank, slot)));
         }
         if now.monotonic < self.not_before {
@@ -644,11 +671,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_urgent_has_its_own_budget() {
+    fn what_is_urgent_has_its_own_budget_and_does_not_wait_for_its_turn() {
         let data = Memory::default();
         let mut applications = Applications::open(&data, 8);
         let slot = learned(&data, &mut applications);
         let mut refresher = Refresher::new(ALICE.scope);
+        let tomorrow = Wanted {
+            due: at(86_400_000).monotonic,
+            rank: 0,
+        };
+        refresher.list(slot, tomorrow, at(0), false);
+        refresher.add_first(slot, at(0));
         refresher.add_first(slot, at(0));
         assert_eq!(
             asked(&data, &mut applications, &mut refresher, 0, 0).len(),
