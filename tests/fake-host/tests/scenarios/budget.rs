@@ -32,8 +32,8 @@ fn traffic(
     let mut asked = Asked::new();
     for _ in 0..time {
         let second = envoy.wall_ms() / 1_000;
-        for (number, key) in (0..).zip(applications.keys()) {
-            if (number + second) % 5 == 0 {
+        for (number, key) in (0_u64..).zip(applications.keys()) {
+            if (number + second).is_multiple_of(5) {
                 get(worker, key).forwarded();
             }
         }
@@ -168,7 +168,7 @@ fn a_service_with_many_applications_does_not_keep_another_from_being_refreshed()
     for _ in 0..300 {
         shop().forwarded();
         for (number, key) in all.keys().enumerate() {
-            if number % 5 == 0 {
+            if number.is_multiple_of(5) {
                 get(&worker, key).forwarded();
             }
         }
