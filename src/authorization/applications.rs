@@ -204,54 +204,56 @@ impl Applications {
                     }),
                 )
             };
-            let seen = self.table.change_in_place(data, digest, usual, |record| {
-                let freshness = record.freshness(now);
-                if freshness == Freshness::Expired {
-                    return Change::Keep(Reached::Nothing);
-                }
-                if record.denial.is_none() {
-                    match key.map(|key| key_standing(record, &shown, key, cold)) {
-                        None | Some(KeyStanding::Good) => {}
-                        Some(KeyStanding::Unknown) if accepted => {}
-                        Some(standing) => return Change::Keep(Reached::AtKey(standing)),
+            let seen = self
+                .table
+                .change_in_place(data, digest, Some(now), usual, |record| {
+                    let freshness = record.freshness(now);
+                    if freshness == Freshness::Expired {
+                        return Change::Keep(Reached::Nothing);
                     }
-                    match referrer {
-                        Remembered::Accepted => {}
-                        _ if record.keys == Keys::Unheard => {}
-                        Remembered::Refused(denial) => {
-                            return Change::Keep(Reached::Refused(Refusal::Denied(denial)));
+                    if record.denial.is_none() {
+                        match key.map(|key| key_standing(record, &shown, key, cold)) {
+                            None | Some(KeyStanding::Good) => {}
+                            Some(KeyStanding::Unknown) if accepted => {}
+                            Some(standing) => return Change::Keep(Reached::AtKey(standing)),
                         }
-                        Remembered::Nothing => return Change::Keep(Reached::AtReferrer),
+                        match referrer {
+                            Remembered::Accepted => {}
+                            _ if record.keys == Keys::Unheard => {}
+                            Remembered::Refused(denial) => {
+                                return Change::Keep(Reached::Refused(Refusal::Denied(denial)));
+                            }
+                            Remembered::Nothing => return Change::Keep(Reached::AtReferrer),
+                        }
                     }
-                }
-                let stale = freshness == Freshness::Stale;
-                let refresh = stale && !record.refresh_marked;
-                record.refresh_marked |= refresh;
-                let first = !record.has_pending();
-                match record.admit(usage, metrics, now) {
-                    Ok(()) => Change::Write(Reached::Decided(Seen {
-                        verdict: Verdict::Admitted { stale },
-                        dirty: first,
-                        refresh,
-                        urgent: record.take_urgent(),
-                        quota: quota_to_tell(application, record, Ok(())),
-                    })),
-                    Err(refusal) => {
-                        let seen = Reached::Decided(Seen {
-                            verdict: Verdict::Refused(refusal),
-                            dirty: false,
+                    let stale = freshness == Freshness::Stale;
+                    let refresh = stale && !record.refresh_marked;
+                    record.refresh_marked |= refresh;
+                    let first = !record.has_pending();
+                    match record.admit(usage, metrics, now) {
+                        Ok(()) => Change::Write(Reached::Decided(Seen {
+                            verdict: Verdict::Admitted { stale },
+                            dirty: first,
                             refresh,
-                            urgent: refusal == Refusal::Early,
-                            quota: quota_to_tell(application, record, Err(refusal)),
-                        });
-                        if refresh {
-                            Change::Write(seen)
-                        } else {
-                            Change::Keep(seen)
+                            urgent: record.take_urgent(),
+                            quota: quota_to_tell(application, record, Ok(())),
+                        })),
+                        Err(refusal) => {
+                            let seen = Reached::Decided(Seen {
+                                verdict: Verdict::Refused(refusal),
+                                dirty: false,
+                                refresh,
+                                urgent: refusal == Refusal::Early,
+                                quota: quota_to_tell(application, record, Err(refusal)),
+                            });
+                            if refresh {
+                                Change::Write(seen)
+                            } else {
+                                Change::Keep(seen)
+                            }
                         }
                     }
-                }
-            })?;
+                })?;
             match seen {
                 Some((slot, Reached::Decided(seen))) => {
                     if seen.dirty {

@@ -23,6 +23,7 @@ mod names;
 mod pauses;
 mod period;
 mod quota;
+mod recent;
 mod record;
 mod refresh;
 mod shown;
