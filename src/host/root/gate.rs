@@ -7,9 +7,10 @@
 
 use super::Root;
 use crate::authorization::{Landing, Passage, Turn};
+use crate::host::local_reply::Reply;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::{AuthorizeAnswer, Failure};
+use crate::service_management::AuthorizeAnswer;
 use log::{info, warn};
 
 /// Why nobody is asked.
@@ -48,6 +49,15 @@ impl Root {
         Ok(())
     }
 
+    /// What a caller is told when nobody could say anything of its application: also when
+    /// somebody may be asked again.
+    pub(super) fn backend_failed(&self, shared: &Shared, now: Moment) -> Reply {
+        let pause = self.breaker.pause(&shared.data, now);
+        Reply::BackendFailed {
+            retry_after: pause.div_ceil(1_000).max(1),
+        }
+    }
+
     /// A question is asked now, if it may be.
     pub(super) fn pass_gate(&self, shared: &Shared, now: Moment) -> Result<(), Shut> {
         // The passage last: it may be the probe that the breaker waits for.
@@ -71,9 +81,8 @@ impl Root {
     /// Takes in what an answer says of service management itself.
     pub(super) fn judge(&self, answer: &AuthorizeAnswer, shared: &mut Shared, now: Moment) {
         let turn = match answer {
-            // About one application and nobody else: some of what it contains is its
-            // consumer's choice, and must not shut the gate for others.
-            AuthorizeAnswer::Failed(Failure::Malformed(_)) => None,
+            // About one application and nobody else, and must not shut the gate for others.
+            AuthorizeAnswer::Failed(failure) if failure.may_be_of_the_consumers_making() => None,
             AuthorizeAnswer::Failed(_) => {
                 let jitter = shared.random();
                 self.breaker.failed(&shared.data, now, jitter)

@@ -1,7 +1,7 @@
 //! A request, from its headers to its decision or its pause.
 
 use super::gate::Shut;
-use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
+use super::{Call, Fetch, Root, Waiting, access, bodies, milliseconds};
 use crate::authorization::{Asked, Joined, Landing, Verdict, application};
 use crate::config::{NoService, Unknown, UnmatchedHosts};
 use crate::credentials::{Body, Digest, Found, Kind, Stripped};
@@ -284,7 +284,15 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
-        let deny = self.configuration.authorization.unknown == Unknown::Deny;
+        let trust = self
+            .services
+            .get(fetch.service)
+            .map(|at_work| at_work.service.trust);
+        let Some(trust) = trust else {
+            return Err(Reply::Misconfigured);
+        };
+        let deny = trust.unknown == Unknown::Deny;
+        let failed = self.backend_failed(shared, now);
         // Whoever is let in takes a slot: no more of them than could be asked about.
         let shut = match shut {
             Shut::BreakerOpen if !deny => self.spend(shared, now).err().unwrap_or(shut),
@@ -295,20 +303,19 @@ impl Root {
         };
         let unknown = match shut {
             Shut::NoCall => {
-                at_work.stats.count(Counter::AuthorizeFailures);
-                at_work.failed("the call could not be made", now);
-                Reply::BackendFailed
+                at_work.not_called(now);
+                failed
             }
             Shut::BreakerOpen => {
                 at_work.stats.count(Counter::BreakerOpen);
-                Reply::BackendFailed
+                failed
             }
             Shut::OverBudget => Reply::OverBudget,
             Shut::Contended => Reply::Contended,
         };
-        let negative_ttl = lifetimes(&self.configuration).negative_ttl;
+        let negative_ttl = milliseconds(trust.negative_ttl);
         let Some(waiting) = fetch.waiting.first() else {
-            return Err(at_work.refused(Reply::BackendFailed));
+            return Err(at_work.refused(failed));
         };
         let identity = at_work.identity_of(digest, &fetch, &waiting.shows);
         let decide = |shared: &mut Shared| {
@@ -321,7 +328,7 @@ impl Root {
             )
         };
         let mut verdict = decide(shared);
-        let let_in = verdict == Ok(Verdict::Unknown) && !deny && unknown == Reply::BackendFailed;
+        let let_in = verdict == Ok(Verdict::Unknown) && !deny && unknown == failed;
         if let_in {
             verdict = shared
                 .applications
