@@ -182,6 +182,10 @@ fn print(summary: &Summary) {
         traffic.known_p50_ms, traffic.known_p99_ms, traffic.known_longest_ms
     );
     println!(
+        "            beside 401 and 404, which depend on nobody: p99 {:.1} ms, longest {:.1} ms",
+        traffic.beside_p99_ms, traffic.beside_longest_ms
+    );
+    println!(
         "limits      {} windows used up, of {}",
         traffic.full_windows, traffic.windows
     );

@@ -17,3 +17,4 @@ mod single_flight;
 mod traps;
 mod waiting;
 mod windows;
+mod worst_day;

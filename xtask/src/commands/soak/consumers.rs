@@ -20,7 +20,7 @@ const SUSPENDED: u64 = 3;
 /// Applications that nobody has used yet.
 const NEW: u64 = 400;
 /// What an application with limits may use a minute, of each of [`METRICS`].
-const MAXIMA: [u64; 2] = [240, 900];
+const MAXIMA: [u64; 2] = [90, 300];
 
 /// Path and what a request for it costs, of each of [`METRICS`] without what it means for its parent.
 const COSTS: [(&str, [u64; 2]); 3] = [

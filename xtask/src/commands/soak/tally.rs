@@ -66,6 +66,8 @@ struct Inner {
     behind: u64,
     outcomes: BTreeMap<(Sort, u16), u64>,
     known: Vec<Duration>,
+    /// How long those took of whom nothing needs to be known: as long as the machine makes them.
+    beside: Vec<Duration>,
     /// Units of each of [`METRICS`] without what they mean for their parents, by service and
     /// application.
     admitted: BTreeMap<(&'static str, String), [u64; 2]>,
@@ -88,6 +90,8 @@ pub struct Figures {
     pub known_p50_ms: f64,
     pub known_p99_ms: f64,
     pub known_longest_ms: f64,
+    pub beside_p99_ms: f64,
+    pub beside_longest_ms: f64,
     pub windows: u64,
     pub full_windows: u64,
 }
@@ -126,8 +130,10 @@ impl Tally {
         if !sort.may_be(became.status) {
             inner.violation(format!("{} to {request:?}", became.status));
         }
-        if sort == Sort::Known {
-            inner.known.push(became.took);
+        match sort {
+            Sort::Known => inner.known.push(became.took),
+            Sort::Anonymous | Sort::NoRule => inner.beside.push(became.took),
+            _ => {}
         }
         let whose = (service, request.application.clone());
         let admitted = became.status == 200;
@@ -208,12 +214,9 @@ impl Tally {
 
     pub fn figures(&self) -> Figures {
         let mut inner = self.lock();
-        inner.known.sort_unstable();
-        let percentile = |percent: usize| {
-            let rank = (inner.known.len() * percent).div_ceil(100).max(1);
-            let took = inner.known.get(rank - 1).copied().unwrap_or_default();
-            took.as_secs_f64() * 1_000.0
-        };
+        let inner = &mut *inner;
+        let known = [50, 99, 100].map(|percent| percentile(&mut inner.known, percent));
+        let beside = [99, 100].map(|percent| percentile(&mut inner.beside, percent));
         let outcomes = inner.outcomes.iter();
         Figures {
             requests: inner.requests,
@@ -221,9 +224,11 @@ impl Tally {
             outcomes: outcomes
                 .map(|((sort, status), count)| (format!("{sort:?} {status}"), *count))
                 .collect(),
-            known_p50_ms: percentile(50),
-            known_p99_ms: percentile(99),
-            known_longest_ms: percentile(100),
+            known_p50_ms: known[0],
+            known_p99_ms: known[1],
+            known_longest_ms: known[2],
+            beside_p99_ms: beside[0],
+            beside_longest_ms: beside[1],
             windows: inner.windows,
             full_windows: inner.full_windows,
         }
@@ -249,6 +254,14 @@ impl Inner {
             self.more += 1;
         }
     }
+}
+
+/// Milliseconds within which so many of a hundred were answered.
+fn percentile(times: &mut [Duration], percent: usize) -> f64 {
+    times.sort_unstable();
+    let rank = (times.len() * percent).div_ceil(100).max(1);
+    let took = times.get(rank - 1).copied().unwrap_or_default();
+    took.as_secs_f64() * 1_000.0
 }
 
 /// Minutes since 1970.
