@@ -4,6 +4,7 @@
 mod accounting;
 mod configuration;
 mod faults;
+mod flood;
 mod hostile;
 mod limits;
 mod many;
