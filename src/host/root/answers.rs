@@ -149,7 +149,7 @@ impl Root {
         &mut self,
         digest: Digest,
         answered: &Answered,
-        shared: &Shared,
+        shared: &mut Shared,
         now: Moment,
     ) -> bool {
         let Some(fetch) = self.fetches.get(&digest) else {
@@ -174,7 +174,7 @@ impl Root {
         };
         let asked = at_work.asks_again_with(app_key.as_deref());
         let service = fetch.service;
-        if self.pass_gate(shared, now).is_err() {
+        if self.pass_gate(digest, shared, now).is_err() {
             return false;
         }
         let Some(token) = self.ask(service, fetch.kind, &fetch.value, &asked) else {

@@ -205,7 +205,7 @@ impl Root {
         let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        let asked = self.pass_gate(shared, now).and_then(|()| {
+        let asked = self.pass_gate(digest, shared, now).and_then(|()| {
             self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
                 .ok_or(Shut::NoCall)
         });

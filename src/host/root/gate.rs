@@ -6,7 +6,8 @@
 //! little, and gone through when it is really asked.
 
 use super::Root;
-use crate::authorization::{Landing, Passage, Turn};
+use crate::authorization::{Caller, Landing, Passage, Turn};
+use crate::credentials::Digest;
 use crate::host::local_reply::Reply;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
@@ -38,15 +39,24 @@ impl Shut {
 }
 
 impl Root {
-    /// Whether a question could be asked now.
-    pub(super) fn look_through_gate(&self, shared: &Shared, now: Moment) -> Result<(), Shut> {
+    /// Whether a question about this application could be asked now.
+    pub(super) fn look_through_gate(
+        &self,
+        digest: Digest,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<(), Shut> {
         if self.breaker.passage(&shared.data, now) == Passage::Open {
             return Err(Shut::BreakerOpen);
         }
-        if !self.budget.has_some(&shared.data, now) {
-            return Err(Shut::OverBudget);
+        if self.budget.has_some(&shared.data, now, Caller::Stranger) {
+            return Ok(());
         }
-        Ok(())
+        let caller = shared.applications.caller(&shared.data, digest, now);
+        if caller == Caller::Returning && self.budget.has_some(&shared.data, now, caller) {
+            return Ok(());
+        }
+        Err(Shut::OverBudget)
     }
 
     /// What a caller is told when nobody could say anything of its application: also when
@@ -58,10 +68,15 @@ impl Root {
         }
     }
 
-    /// A question is asked now, if it may be.
-    pub(super) fn pass_gate(&self, shared: &Shared, now: Moment) -> Result<(), Shut> {
+    /// A question about this application is asked now, if it may be.
+    pub(super) fn pass_gate(
+        &self,
+        digest: Digest,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<(), Shut> {
         // The passage last: it may be the probe that the breaker waits for.
-        self.spend(shared, now)?;
+        self.spend(digest, shared, now)?;
         if self.breaker.pass(&shared.data, now, self.longest()) {
             Ok(())
         } else {
@@ -69,13 +84,26 @@ impl Root {
         }
     }
 
-    /// Takes a question out of the budget.
-    pub(super) fn spend(&self, shared: &Shared, now: Moment) -> Result<(), Shut> {
-        match self.budget.take(&shared.data, now) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Shut::OverBudget),
-            Err(_) => Err(Shut::Contended),
+    /// Takes a question about this application out of the budget.
+    pub(super) fn spend(
+        &self,
+        digest: Digest,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<(), Shut> {
+        let take = |shared: &Shared, caller| {
+            let taken = self.budget.take(&shared.data, now, caller);
+            taken.map_err(|_| Shut::Contended)
+        };
+        // Who it is is looked up only where it matters: a flood must cost little.
+        if take(shared, Caller::Stranger)? {
+            return Ok(());
         }
+        let caller = shared.applications.caller(&shared.data, digest, now);
+        if caller == Caller::Returning && take(shared, caller)? {
+            return Ok(());
+        }
+        Err(Shut::OverBudget)
     }
 
     /// Takes in what an answer says of service management itself.

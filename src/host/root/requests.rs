@@ -185,7 +185,7 @@ impl Root {
             return Ok(Action::Pause);
         }
         fetch.waiting.push(waiting);
-        if let Err(shut) = self.look_through_gate(shared, now) {
+        if let Err(shut) = self.look_through_gate(digest, shared, now) {
             return self.unasked(fetch, digest, shut, shared, now);
         }
         match self.join(digest, shared, now) {
@@ -211,7 +211,7 @@ impl Root {
         fetch.asked = asked;
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
-        let asked = self.pass_gate(shared, now).and_then(|()| {
+        let asked = self.pass_gate(digest, shared, now).and_then(|()| {
             self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
                 .ok_or(Shut::NoCall)
         });
@@ -295,7 +295,7 @@ impl Root {
         let failed = self.backend_failed(shared, now);
         // Whoever is let in takes a slot: no more of them than could be asked about.
         let shut = match shut {
-            Shut::BreakerOpen if !deny => self.spend(shared, now).err().unwrap_or(shut),
+            Shut::BreakerOpen if !deny => self.spend(digest, shared, now).err().unwrap_or(shut),
             _ => shut,
         };
         let Some(at_work) = self.services.get_mut(fetch.service) else {

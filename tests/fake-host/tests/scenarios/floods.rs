@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::json;
-use tollgate_fake_host::{Failure, FakeEnvoy, LogLevel, Outcome, Worker, authorized, error};
+use tollgate_fake_host::{
+    Call, Failure, FakeEnvoy, LogLevel, Outcome, Worker, accepted, authorized, error,
+};
 
 use crate::support::*;
 
@@ -373,4 +375,89 @@ fn credentials_that_share_a_set_in_one_process_share_none_in_another() {
         let sets = distinct(seed);
         assert!(sets >= 45, "{sets} sets with another key");
     }
+}
+
+/// Applications that were away for long are asked about as those are whom nobody knows.
+#[test]
+fn a_flood_does_not_keep_out_customers_who_come_back() {
+    let (envoy, workers) = with_budget(2, 10);
+    let customers: Vec<String> = (0..15).map(|it| format!("customer-{it}")).collect();
+    for customer in &customers {
+        introduce(&envoy, &workers[0], customer, authorized());
+    }
+    let backend = |call: &Call| match is_question(call) {
+        true if key_of(call).starts_with("customer") => authorized().at(FakeEnvoy::START_MS),
+        true => error(403, "user_key_invalid"),
+        false => accepted(),
+    };
+    pass_time(&envoy, &workers, seconds(60), |call| Some(backend(call)));
+    // Longer than `ttl` and `stale_if_error`.
+    envoy.advance(seconds(1_000));
+    for second in 0..10 {
+        for worker in &workers {
+            for number in 0..200 {
+                get(worker, &format!("stranger-{second}-{number}"));
+            }
+        }
+        assert_eq!(
+            get(&workers[0], "stranger").status(),
+            Some(503),
+            "the flood has taken all"
+        );
+        for (number, customer) in customers.iter().enumerate() {
+            // Some come each second, and later once more, known by then.
+            if number % 10 <= second {
+                let worker = &workers[number % 2];
+                let outcome = match get(worker, customer) {
+                    Outcome::Paused(stream) => {
+                        worker.answer_all(backend);
+                        worker.poll(stream)
+                    }
+                    decided => decided,
+                };
+                assert!(outcome.continued(), "{customer}: {:?}", outcome.status());
+            }
+        }
+        workers
+            .iter()
+            .for_each(|worker| drop(worker.answer_all(backend)));
+        envoy.advance(SECOND);
+    }
+    let asked = stat(&envoy, "authorize_calls");
+    assert!(asked <= 15 + 10 * (12 + 10), "{asked} questions");
+    behaved(&envoy);
+}
+
+/// Whoever was let in unheard, or denied, was never known.
+#[test]
+fn what_is_kept_for_customers_is_not_for_strangers_with_a_record() {
+    let changes = json!({
+        "authorization": { "unknown": "allow", "unknown_calls_per_second": 1, "negative_ttl": "1s" },
+    });
+    let (envoy, worker) = gateway(&configuration(changes));
+    for number in 0..10 {
+        let outcome = match get(&worker, &format!("unheard-{number}")) {
+            Outcome::Paused(stream) => {
+                worker.answer_all(|_| Failure::Timeout);
+                worker.poll(stream)
+            }
+            decided => decided,
+        };
+        assert!(outcome.continued());
+    }
+    envoy.advance(seconds(30));
+    let probe = get(&worker, "unheard-0").paused();
+    worker.answer_all(|_| error(403, "user_key_invalid"));
+    assert_eq!(worker.poll(probe).status(), Some(403));
+    // Service management is back, and the bucket has ten.
+    let mut refused = 0;
+    for number in 0..20 {
+        get(&worker, &format!("stranger-{number}"));
+    }
+    for number in 1..10 {
+        let outcome = get(&worker, &format!("unheard-{number}"));
+        refused += u64::from(outcome.status() == Some(503));
+    }
+    assert_eq!(refused, 9);
+    behaved(&envoy);
 }

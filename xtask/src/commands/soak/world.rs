@@ -18,8 +18,9 @@ use tollgate_harness::{
 use super::consumers::{self, Consumers};
 use super::tally::{Became, Tally};
 
-/// How long old connections may stay. Clients leave them at once.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long old connections may stay. Clients leave them when the new listener serves; that can take
+/// long, for a new module is compiled meanwhile, on a machine that is busy.
+const DRAIN: Duration = Duration::from_secs(60);
 /// How long may be waited for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
