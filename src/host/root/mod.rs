@@ -93,6 +93,8 @@ pub struct Root {
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
+    /// Not sooner is it looked who of them has gone (monotonic milliseconds).
+    forgets_at: u64,
     listening: Listening,
     breaker: Breaker,
     budget: Budget,
@@ -139,6 +141,7 @@ impl Root {
             services,
             fetches: HashMap::new(),
             waiting: 0,
+            forgets_at: 0,
             listening: Listening::default(),
             breaker,
             budget,

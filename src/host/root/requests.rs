@@ -177,6 +177,9 @@ impl Root {
     ) -> Result<Action, Reply> {
         let service = fetch.service;
         if self.waiting >= MOST_WAITING {
+            self.forget_ended(waiting.stream_id, now);
+        }
+        if self.waiting >= MOST_WAITING {
             return Err(self.refused(service, Reply::Overloaded));
         }
         if let Some(fetch) = self.fetches.get_mut(&digest) {
@@ -292,30 +295,27 @@ impl Root {
             return Err(Reply::Misconfigured);
         };
         let deny = trust.unknown == Unknown::Deny;
-        let failed = self.backend_failed(shared, now);
         // Whoever is let in takes a slot: no more of them than could be asked about.
         let shut = match shut {
             Shut::BreakerOpen if !deny => self.spend(digest, shared, now).err().unwrap_or(shut),
             _ => shut,
         };
-        let Some(at_work) = self.services.get_mut(fetch.service) else {
-            return Err(Reply::Misconfigured);
-        };
         let unknown = match shut {
-            Shut::NoCall => {
-                at_work.not_called(now);
-                failed
-            }
-            Shut::BreakerOpen => {
-                at_work.stats.count(Counter::BreakerOpen);
-                failed
-            }
+            Shut::NoCall | Shut::BreakerOpen => self.backend_failed(shared, now),
             Shut::OverBudget => Reply::OverBudget,
             Shut::Contended => Reply::Contended,
         };
+        let Some(at_work) = self.services.get_mut(fetch.service) else {
+            return Err(Reply::Misconfigured);
+        };
+        match shut {
+            Shut::NoCall => at_work.not_called(now),
+            Shut::BreakerOpen => at_work.stats.count(Counter::BreakerOpen),
+            Shut::OverBudget | Shut::Contended => {}
+        }
         let negative_ttl = milliseconds(trust.negative_ttl);
         let Some(waiting) = fetch.waiting.first() else {
-            return Err(at_work.refused(failed));
+            return Err(at_work.refused(unknown));
         };
         let identity = at_work.identity_of(digest, &fetch, &waiting.shows);
         let decide = |shared: &mut Shared| {
@@ -328,7 +328,8 @@ impl Root {
             )
         };
         let mut verdict = decide(shared);
-        let let_in = verdict == Ok(Verdict::Unknown) && !deny && unknown == failed;
+        let fails = matches!(unknown, Reply::BackendFailed { .. });
+        let let_in = verdict == Ok(Verdict::Unknown) && !deny && fails;
         if let_in {
             verdict = shared
                 .applications
