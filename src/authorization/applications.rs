@@ -6,6 +6,7 @@
 
 use super::accepted::Accepted;
 use super::accuracy::Accuracy;
+use super::budget::Caller;
 use super::in_place;
 use super::keys::{ColdValues, KeyList, Keys};
 use super::marks::{Mark, Marks};
@@ -577,6 +578,20 @@ impl Applications {
             self.marks(Mark::Stale, application.scope).set(data, slot);
         }
         Ok(())
+    }
+
+    /// Who is asked about: whether service management let this application in when it was asked
+    /// last, and that was long ago. Not whoever is known and shows another key or referrer: anybody
+    /// can make those up.
+    pub fn caller(&mut self, data: &impl SharedData, digest: Digest, now: Moment) -> Caller {
+        let returns = |record: &mut Record| {
+            let accepted = record.denial.is_none() && !record.alone;
+            Change::Keep(accepted && record.freshness(now) == Freshness::Expired)
+        };
+        match self.table.change(data, digest, returns) {
+            Ok(Some((_, true))) => Caller::Returning,
+            _ => Caller::Stranger,
+        }
     }
 
     /// Lets an application in that nobody could say anything about, for a while.

@@ -3,7 +3,8 @@
 //!
 //! Apart from the flights because it is about how much is asked, not about what: keys that
 //! nobody knows can be made up faster than any backend answers. Applications that are known
-//! never come here.
+//! never come here. Those that were known, and are asked about anew because they were away or
+//! service management was, go before strangers: or a flood of made-up keys would keep customers out.
 
 use super::table::TableError;
 use crate::moment::Moment;
@@ -14,7 +15,19 @@ const MAGIC: &[u8; 4] = b"TGb1";
 /// What a bucket holds when nothing was asked for long: the questions of so many seconds,
 /// so that a gateway that has just started learns its applications quickly.
 pub const BURST_SECONDS: u64 = 10;
+/// What the bucket holds beyond that, for those who were known before: the questions of so many
+/// seconds. Once a flood has taken the rest, they also come first for what comes in.
+const RETURNING_SECONDS: u64 = 2;
 const SECOND: u64 = 1_000_000;
+
+/// Who is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Nobody knows whether there is such an application.
+    Stranger,
+    /// An application that service management let in when it was asked last.
+    Returning,
+}
 
 /// The bucket of this process, which gains so many questions a second.
 ///
@@ -35,10 +48,10 @@ impl Budget {
 
     /// Whether there is something to take. It may be gone when it is taken.
     #[must_use]
-    pub fn has_some(&self, data: &impl SharedData, now: Moment) -> bool {
+    pub fn has_some(&self, data: &impl SharedData, now: Moment, caller: Caller) -> bool {
         let mut value = Vec::new();
         data.get(key().as_bytes(), &mut value)
-            .is_ok_and(|_| self.after(&value, now).is_some())
+            .is_ok_and(|_| self.after(&value, now, caller).is_some())
     }
 
     /// Takes one question; false if there is none.
@@ -46,13 +59,18 @@ impl Budget {
     /// # Errors
     /// `Unavailable`: shared data is contended beyond reason or not available, and nothing
     /// was taken.
-    pub fn take(&self, data: &impl SharedData, now: Moment) -> Result<bool, TableError> {
+    pub fn take(
+        &self,
+        data: &impl SharedData,
+        now: Moment,
+        caller: Caller,
+    ) -> Result<bool, TableError> {
         let mut value = Vec::new();
         for _ in 0..ATTEMPTS {
             let token = data
                 .get(key().as_bytes(), &mut value)
                 .map_err(|_| TableError::Unavailable)?;
-            let Some(after) = self.after(&value, now) else {
+            let Some(after) = self.after(&value, now, caller) else {
                 return Ok(false);
             };
             value.clear();
@@ -67,14 +85,15 @@ impl Budget {
         Err(TableError::Unavailable)
     }
 
-    /// When the bucket would be full once one more is taken; `None` if it is empty.
-    fn after(&self, value: &[u8], now: Moment) -> Option<u64> {
+    /// When the bucket would be full once one more is taken; `None` if it is empty to this caller.
+    fn after(&self, value: &[u8], now: Moment, caller: Caller) -> Option<u64> {
         let now = now.monotonic.saturating_mul(1_000);
         let one = SECOND
             .checked_div(u64::from(self.per_second))
             .unwrap_or(SECOND)
             .max(1);
-        let empty = now.saturating_add(BURST_SECONDS * SECOND);
+        let empty_to_strangers = now.saturating_add(BURST_SECONDS * SECOND);
+        let empty = empty_to_strangers.saturating_add(RETURNING_SECONDS * SECOND);
         let full = value
             .strip_prefix(MAGIC)
             .and_then(|bytes| bytes.try_into().ok())
@@ -86,7 +105,11 @@ impl Budget {
             full
         };
         let after = full.max(now).saturating_add(one);
-        (after <= empty).then_some(after)
+        let least = match caller {
+            Caller::Stranger => empty_to_strangers,
+            Caller::Returning => empty,
+        };
+        (after <= least).then_some(after)
     }
 }
 
@@ -107,12 +130,32 @@ mod tests {
     }
 
     fn taken(data: &Memory, budget: Budget, now: u64) -> u32 {
+        taken_by(Caller::Stranger, data, budget, now)
+    }
+
+    fn taken_by(caller: Caller, data: &Memory, budget: Budget, now: u64) -> u32 {
+        let now = at(now);
         let mut taken = 0;
-        while budget.has_some(data, at(now)) && budget.take(data, at(now)).unwrap() {
+        while budget.has_some(data, now, caller) && budget.take(data, now, caller).unwrap() {
             taken += 1;
         }
-        assert_eq!(budget.take(data, at(now)), Ok(false));
+        assert_eq!(budget.take(data, now, caller), Ok(false));
         taken
+    }
+
+    #[test]
+    fn strangers_who_take_all_leave_something_to_those_who_were_known() {
+        let data = Memory::default();
+        let budget = Budget::new(10);
+        let returning = |now| taken_by(Caller::Returning, &data, budget, now);
+        assert_eq!(taken(&data, budget, 1_000_000), 100);
+        assert_eq!(returning(1_000_000), 20);
+        // They come first for what comes in, too, until they have had theirs.
+        assert_eq!(taken(&data, budget, 1_001_000), 0);
+        assert_eq!(returning(1_001_000), 10);
+        assert_eq!(taken(&data, budget, 1_003_000), 0);
+        assert_eq!(taken(&data, budget, 1_004_000), 10);
+        assert_eq!(returning(2_000_000), 120);
     }
 
     #[test]
@@ -138,9 +181,12 @@ mod tests {
     fn a_lost_race_takes_one_and_losing_all_takes_none() {
         let data = Memory::default();
         data.lose_next(3);
-        assert_eq!(Budget::new(1).take(&data, at(0)), Ok(true));
+        assert_eq!(
+            Budget::new(1).take(&data, at(0), Caller::Stranger),
+            Ok(true)
+        );
         data.lose_next(u32::MAX);
-        assert!(Budget::new(1).take(&data, at(0)).is_err());
+        assert!(Budget::new(1).take(&data, at(0), Caller::Stranger).is_err());
         data.lose_next(0);
         assert_eq!(taken(&data, Budget::new(1), 0), 9);
     }

@@ -37,7 +37,7 @@ mod withheld;
 pub use accuracy::{Accuracy, Grant, LONGEST_SETTLING, SHORTEST_SETTLING};
 pub use applications::{Applications, Identity, Learned, Lifetimes, Verdict, application};
 pub use breaker::{Breaker, Passage, Turn};
-pub use budget::{BURST_SECONDS, Budget};
+pub use budget::{BURST_SECONDS, Budget, Caller};
 pub use flights::{Flights, Joined, Landing, Message};
 pub use keys::{KeyList, KeyRule, Keys};
 pub use limit::Limit;

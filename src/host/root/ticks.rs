@@ -82,10 +82,10 @@ impl Root {
 
     /// Sends the reports that are due.
     pub(super) fn flush(&mut self, index: usize, shared: &mut Shared, now: Moment) {
-        let settings = settings(&self.configuration);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
+        let settings = settings(&self.configuration.reporting, &at_work.service.trust);
         let (reports, settled) = at_work.flusher.next(
             &shared.data,
             &mut shared.applications,
@@ -174,9 +174,9 @@ impl Root {
             }
             None => {
                 self.land(question.digest, Landing::Failed, shared);
-                self.warn_failed(index, "the call could not be made", now);
                 let jitter = shared.random();
                 if let Some(at_work) = self.services.get_mut(index) {
+                    at_work.not_called(now);
                     at_work.refresher.failed(question.slot, now, jitter);
                 }
             }
@@ -190,7 +190,7 @@ impl Root {
             return;
         }
         let slots = shared.applications.slots();
-        let ahead = refresh_ahead(&self.configuration);
+        let reporting = &self.configuration.reporting;
         for _ in 0..slots.div_ceil(TICKS_OF_A_SWEEP).min(MOST_SWEPT) {
             let slot = Slot(self.swept);
             self.swept = self.swept.saturating_add(1);
@@ -205,6 +205,7 @@ impl Root {
                     let at_work = services
                         .iter_mut()
                         .find(|at_work| at_work.leads && at_work.scope == record.scope)?;
+                    let ahead = refresh_ahead(reporting, &at_work.service.trust);
                     if record.wants_refresh(now, ahead) {
                         at_work.refresher.add(slot, now);
                     }

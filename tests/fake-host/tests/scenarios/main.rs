@@ -15,6 +15,7 @@ mod flush;
 mod keys;
 mod limits;
 mod metrics;
+mod outage;
 mod quotas;
 mod refresh;
 mod refused;
