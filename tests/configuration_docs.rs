@@ -213,6 +213,7 @@ fn the_documented_defaults_are_the_defaults() {
             "exempt",
             "replies",
             "rate_limit_headers",
+            "authorization",
         ],
     );
     remove(&mut service["mapping_rules"][0], &["method", "last"]);
@@ -240,6 +241,7 @@ fn every_field_is_in_the_reference() {
         r#"{ "services": [{ "?": 0 }] }"#,
         r#"{ "services": [{ "credentials": { "?": 0 } }] }"#,
         r#"{ "services": [{ "mapping_rules": [{ "?": 0 }] }] }"#,
+        r#"{ "services": [{ "authorization": { "?": 0 } }] }"#,
         r#"{ "authorization": { "?": 0 } }"#,
         r#"{ "reporting": { "?": 0 } }"#,
         r#"{ "replies": { "denied": { "?": 0 } } }"#,

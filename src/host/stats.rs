@@ -7,6 +7,7 @@
 use super::abi::{self, MetricType};
 use crate::authorization::Units;
 use crate::mapping::{MetricId, Metrics};
+use crate::service_management::Failure;
 use crate::usage::Accounts;
 
 /// Stands for the metrics of other configurations.
@@ -52,6 +53,22 @@ pub enum Counter {
     ProbeCalls,
     /// Questions without a usable answer.
     AuthorizeFailures,
+    /// Calls of all kinds that Envoy did not make.
+    FailuresNotCalled,
+    /// Calls of all kinds that ended without an answer in this way.
+    FailuresNotConnected,
+    /// See [`Failure`].
+    FailuresTimeout,
+    /// See [`Failure`].
+    FailuresInterrupted,
+    /// See [`Failure`].
+    FailuresNoReply,
+    /// See [`Failure`].
+    FailuresServerError,
+    /// See [`Failure`].
+    FailuresUnexpectedStatus,
+    /// See [`Failure`].
+    FailuresMalformed,
     /// Answers that say that this gateway is misconfigured.
     Misconfigured,
     /// Reports sent.
@@ -79,7 +96,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 30] = [
+    const ALL: [(Self, &'static str); 38] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),
@@ -98,6 +115,14 @@ impl Counter {
         (Self::RefreshCalls, "refresh_calls"),
         (Self::ProbeCalls, "probe_calls"),
         (Self::AuthorizeFailures, "authorize_failures"),
+        (Self::FailuresNotCalled, "failures_not_called"),
+        (Self::FailuresNotConnected, "failures_not_connected"),
+        (Self::FailuresTimeout, "failures_timeout"),
+        (Self::FailuresInterrupted, "failures_interrupted"),
+        (Self::FailuresNoReply, "failures_no_reply"),
+        (Self::FailuresServerError, "failures_server_error"),
+        (Self::FailuresUnexpectedStatus, "failures_unexpected_status"),
+        (Self::FailuresMalformed, "failures_malformed"),
         (Self::Misconfigured, "misconfigured"),
         (Self::ReportCalls, "report_calls"),
         (Self::ReportsRefused, "reports_refused"),
@@ -111,6 +136,21 @@ impl Counter {
         (Self::UsageLostUncached, "usage_lost_uncached"),
         (Self::UsageLostRefused, "usage_lost_refused"),
     ];
+}
+
+impl From<Failure> for Counter {
+    /// The one that counts this failure, of a question or of a report.
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotConnected => Self::FailuresNotConnected,
+            Failure::Timeout => Self::FailuresTimeout,
+            Failure::Interrupted => Self::FailuresInterrupted,
+            Failure::NoReply => Self::FailuresNoReply,
+            Failure::ServerError(_) => Self::FailuresServerError,
+            Failure::UnexpectedStatus(_) => Self::FailuresUnexpectedStatus,
+            Failure::Malformed(_) => Self::FailuresMalformed,
+        }
+    }
 }
 
 /// The counters of one service.

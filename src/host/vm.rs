@@ -10,7 +10,7 @@ use super::logger::{self, Seldom};
 use super::root::bodies::{Bodies, LARGEST_BODY, is_too_large};
 use super::root::{Root, tick_period};
 use super::seed;
-use super::shared_data::HostSharedData;
+use super::shared_data::{HostSharedData, keep_counter};
 use crate::authorization::{Applications, Flights};
 use crate::config::{Configuration, Replies};
 use crate::credentials::Body;
@@ -207,6 +207,9 @@ impl Vm {
             return;
         };
         let now = clock::now();
+        if keep_counter() {
+            shared.applications.table().trust_again();
+        }
         let late = self.bodies.expire(root_id, &self.roots, now);
         if late > 0
             && let Some(withheld) = self.late.due(now.monotonic)

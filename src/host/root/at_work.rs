@@ -12,7 +12,7 @@ use crate::host::logger::Seldom;
 use crate::host::stats::{Counter, Stats, Sums};
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::{Endpoint, Misconfiguration, ReportAnswer};
+use crate::service_management::{Endpoint, Failure, Misconfiguration, ReportAnswer};
 use crate::usage::{Flusher, Settled, Urgent};
 use log::{error, warn};
 use std::rc::Rc;
@@ -163,7 +163,7 @@ impl AtWork {
             Reply::Limited { .. } | Reply::Disabled => Counter::Limited,
             Reply::Early => Counter::Early,
             Reply::NoService
-            | Reply::BackendFailed
+            | Reply::BackendFailed { .. }
             | Reply::Misconfigured
             | Reply::Contended
             | Reply::OverBudget
@@ -261,7 +261,21 @@ impl AtWork {
         }
     }
 
-    pub fn failed(&mut self, why: &str, now: Moment) {
+    /// Counts a question without a usable answer.
+    pub fn failed(&mut self, why: Failure, now: Moment) {
+        self.stats.count(Counter::AuthorizeFailures);
+        self.stats.count(why.into());
+        self.warn_failed(why.as_str(), now);
+    }
+
+    /// Counts a question that Envoy did not make a call of.
+    pub fn not_called(&mut self, now: Moment) {
+        self.stats.count(Counter::AuthorizeFailures);
+        self.stats.count(Counter::FailuresNotCalled);
+        self.warn_failed("the call could not be made", now);
+    }
+
+    fn warn_failed(&mut self, why: &str, now: Moment) {
         if let Some(withheld) = self.quiet.failed.due(now.monotonic) {
             warn!(
                 "service {}: service management did not answer: {why} ({withheld} such lines \
@@ -279,6 +293,9 @@ impl AtWork {
             ReportAnswer::NotDelivered(_) => Counter::ReportsNotDelivered,
             ReportAnswer::Uncertain(_) => Counter::ReportsUncertain,
         });
+        if let ReportAnswer::NotDelivered(why) | ReportAnswer::Uncertain(why) = answer {
+            self.stats.count((*why).into());
+        }
         if let ReportAnswer::Refused { why, .. } = answer
             && !why.may_lie_in_one_transaction()
         {

@@ -27,7 +27,7 @@ use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
 use crate::authorization::{Accuracy, Ahead, Asked, Breaker, Budget, Lifetimes, Question, Units};
-use crate::config::{self, Configuration, Replies, Service};
+use crate::config::{self, Configuration, Replies, ReportingSettings, Service, Trust};
 use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
 use crate::moment::Moment;
@@ -97,6 +97,8 @@ pub struct Root {
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
+    /// Not sooner is it looked who of them has gone (monotonic milliseconds).
+    forgets_at: u64,
     listening: Listening,
     breaker: Breaker,
     budget: Budget,
@@ -135,7 +137,7 @@ impl Root {
         };
         let breaker = Breaker::new(backend.number());
         let budget = Budget::new(configuration.authorization.unknown_calls_per_second);
-        let refreshes = Budget::refreshes(configuration.authorization.refreshes_per_second);
+        let refreshes = Budget::new(configuration.authorization.refreshes_per_second);
         Some(Self {
             id,
             configuration,
@@ -147,6 +149,7 @@ impl Root {
             services,
             fetches: HashMap::new(),
             waiting: 0,
+            forgets_at: 0,
             listening: Listening::default(),
             breaker,
             budget,
@@ -208,12 +211,6 @@ impl Root {
             None => &self.configuration.replies,
         }
     }
-
-    fn warn_failed(&mut self, index: usize, why: &str, now: Moment) {
-        if let Some(at_work) = self.services.get_mut(index) {
-            at_work.failed(why, now);
-        }
-    }
 }
 
 fn access(service: &Service) -> ServiceAccess<'_> {
@@ -256,32 +253,30 @@ pub(in crate::host) fn tick_period(configuration: &Configuration) -> u32 {
     }
 }
 
-fn lifetimes(configuration: &Configuration) -> Lifetimes {
-    let settings = &configuration.authorization;
+fn lifetimes(trust: &Trust, accuracy: Accuracy) -> Lifetimes {
     Lifetimes {
-        ttl: milliseconds(settings.ttl),
-        negative_ttl: milliseconds(settings.negative_ttl),
-        stale_if_error: milliseconds(settings.stale_if_error),
-        accuracy: settings.accuracy,
+        ttl: milliseconds(trust.ttl),
+        negative_ttl: milliseconds(trust.negative_ttl),
+        stale_if_error: milliseconds(trust.stale_if_error),
+        accuracy,
     }
 }
 
-fn settings(configuration: &Configuration) -> Settings {
-    let reporting = &configuration.reporting;
+fn settings(reporting: &ReportingSettings, trust: &Trust) -> Settings {
     Settings {
         interval: milliseconds(reporting.interval),
         timeout: milliseconds(reporting.timeout),
         batch: usize::try_from(reporting.batch).unwrap_or(usize::MAX),
         uncertain: reporting.uncertain,
-        ahead: ahead(configuration),
+        ahead: ahead(reporting, trust),
     }
 }
 
 /// How long before its end an answer in use is asked for again: so that the flush, which
 /// sees the records in use, comes by in time; never more than half the lifetime.
-fn ahead(configuration: &Configuration) -> Ahead {
-    let ttl = milliseconds(configuration.authorization.ttl);
-    let interval = milliseconds(configuration.reporting.interval);
+fn ahead(reporting: &ReportingSettings, trust: &Trust) -> Ahead {
+    let ttl = milliseconds(trust.ttl);
+    let interval = milliseconds(reporting.interval);
     Ahead {
         least: (ttl / 4).max(interval.saturating_mul(2)).min(ttl / 2),
         round: interval,

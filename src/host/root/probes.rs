@@ -45,7 +45,7 @@ impl Root {
                 self.calls.insert(token, call);
             }
             None => {
-                at_work.failed("the call could not be made", now);
+                at_work.not_called(now);
                 let jitter = shared.random();
                 let (data, applications) = (&shared.data, &shared.applications);
                 let failed = (metrics.as_slice(), MetricsAnswer::Failed);
@@ -77,10 +77,7 @@ impl Root {
                 at_work.stats.count(Counter::Misconfigured);
             }
             AuthorizeAnswer::Misconfigured(what) => at_work.misconfigured(what, now),
-            AuthorizeAnswer::Failed(failure) => {
-                at_work.stats.count(Counter::AuthorizeFailures);
-                at_work.failed(failure.as_str(), now);
-            }
+            AuthorizeAnswer::Failed(failure) => at_work.failed(failure, now),
             AuthorizeAnswer::Known(_) | AuthorizeAnswer::Denied(_) => {}
         }
         let complete = at_work.flusher.probed(

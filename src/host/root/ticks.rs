@@ -2,7 +2,7 @@
 //! refreshed and swept. Every tick does bounded work, for it holds up its worker.
 
 use super::{Call, Root, access, ahead, settings, tick_milliseconds};
-use crate::authorization::{Change, Landing, Mark, Next, Question, Slot};
+use crate::authorization::{Caller, Change, Landing, Mark, Next, Question, Slot};
 use crate::credentials::Identities;
 use crate::host::stats::Counter;
 #[cfg(feature = "trap-for-tests")]
@@ -111,7 +111,6 @@ impl Root {
     /// Flushes and probes the next services, and sees who is to be refreshed, until it has looked
     /// at so many records that the rest must wait for the next tick.
     fn work(&mut self, shared: &mut Shared, now: Moment) {
-        let ahead = ahead(&self.configuration);
         let mut looks = MOST_LOOKS;
         for _ in 0..self.services.len().min(MOST_SERVICES) {
             if looks == 0 || !self.calls.has_room() {
@@ -125,6 +124,7 @@ impl Root {
             self.probe(index, shared, now);
             if let Some(at_work) = self.services.get_mut(index) {
                 let (data, applications) = (&shared.data, &mut shared.applications);
+                let ahead = ahead(&self.configuration.reporting, &at_work.service.trust);
                 let refresher = &mut at_work.refresher;
                 refresher.take_marks(data, applications);
                 refresher.list_marked(data, applications, ahead, now, &mut looks);
@@ -155,10 +155,10 @@ impl Root {
         if !self.calls.has_room() {
             return;
         }
-        let settings = settings(&self.configuration);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
+        let settings = settings(&self.configuration.reporting, &at_work.service.trust);
         let (reports, settled) = at_work.flusher.next(
             &shared.data,
             &mut shared.applications,
@@ -225,8 +225,8 @@ impl Root {
             };
             let (data, budget) = (shared.data, self.refreshes);
             // What cannot be booked is not asked.
-            let may_ask = || budget.take(&data, now).unwrap_or(false);
-            let ahead = ahead(&self.configuration);
+            let may_ask = || budget.take(&data, now, Caller::Known).unwrap_or(false);
+            let ahead = ahead(&self.configuration.reporting, &at_work.service.trust);
             let applications = &mut shared.applications;
             match at_work
                 .refresher
@@ -297,9 +297,9 @@ impl Root {
             }
             None => {
                 self.land(question.digest, Landing::Failed, shared);
-                self.warn_failed(index, "the call could not be made", now);
                 let jitter = shared.random();
                 if let Some(at_work) = self.services.get_mut(index) {
+                    at_work.not_called(now);
                     at_work.refresher.failed(question.slot, now, jitter);
                 }
             }
@@ -313,7 +313,7 @@ impl Root {
             return;
         }
         let slots = shared.applications.slots();
-        let ahead = ahead(&self.configuration);
+        let reporting = &self.configuration.reporting;
         let ticks = SWEEP_MILLISECONDS.checked_div(tick_milliseconds(&self.configuration));
         let share = slots.div_ceil(ticks.unwrap_or(1).max(1));
         for _ in 0..share.min(MOST_SWEPT) {
@@ -330,6 +330,7 @@ impl Root {
                     let at_work = services
                         .iter_mut()
                         .find(|at_work| at_work.leads && at_work.scope == record.scope)?;
+                    let ahead = ahead(reporting, &at_work.service.trust);
                     if let Some(wanted) = record.wants_refresh(now, ahead) {
                         at_work.refresher.add(slot, wanted, now);
                     }
