@@ -148,7 +148,9 @@ impl Story {
     }
 
     fn request(&mut self, number: usize, input: &mut Unstructured<'_>) -> Result<()> {
-        let Some(worker) = self.workers.get(number) else {
+        // Without a configuration, for all may have been refused, a worker gets no requests.
+        let configured = |worker: &&Worker| worker.tick_period_ms() > 0;
+        let Some(worker) = self.workers.get(number).filter(configured) else {
             return Ok(());
         };
         let method = bytes_or(input, &["GET", "POST", "get", ""])?;

@@ -80,8 +80,10 @@ pub enum Body<'a> {
 /// What a source holds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Held<'a> {
-    /// Nothing, or only values that are blank.
+    /// Nothing.
     Nothing,
+    /// Only values that are blank.
+    Blank,
     /// A value that is not blank, decoded.
     Value(Cow<'a, [u8]>),
     /// Something that is surely no value.
@@ -191,8 +193,7 @@ impl Source {
                     (Some((username, _)), BasicPart::Username) => first([Cow::Owned(username)]),
                     (Some((_, password)), BasicPart::Password) => first([Cow::Owned(password)]),
                 })
-                .find(|held| *held != Held::Nothing)
-                .unwrap_or(Held::Nothing),
+                .fold(Held::Nothing, Held::or),
             Self::Bearer => first(
                 headers(scheme::AUTHORIZATION)
                     .filter_map(|value| scheme::behind(value, scheme::BEARER))
@@ -232,12 +233,32 @@ impl Source {
     }
 }
 
+impl Held<'_> {
+    /// Whether it holds anything that counts, were it only that it is unusable.
+    pub(super) const fn counts(&self) -> bool {
+        !matches!(self, Self::Nothing | Self::Blank)
+    }
+
+    /// This if it counts, else what comes later; blank if only that came of both.
+    pub(super) fn or(self, later: Self) -> Self {
+        match (&self, &later) {
+            (Self::Blank, Self::Nothing) => self,
+            (Self::Nothing | Self::Blank, _) => later,
+            _ => self,
+        }
+    }
+}
+
 /// The first value that is not blank.
 fn first<'a>(values: impl IntoIterator<Item = Cow<'a, [u8]>>) -> Held<'a> {
-    values
-        .into_iter()
-        .find(|value| !form::trim(value).is_empty())
-        .map_or(Held::Nothing, Held::Value)
+    let mut held = Held::Nothing;
+    for value in values {
+        if !form::trim(&value).is_empty() {
+            return Held::Value(value);
+        }
+        held = Held::Blank;
+    }
+    held
 }
 
 /// One or more `tchar` of RFC 9110, 5.6.2.

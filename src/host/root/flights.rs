@@ -248,6 +248,7 @@ impl Root {
 
     /// On a tick: keeps the mailbox, and looks after those whom nobody woke in time.
     pub(super) fn look_after_waiting(&mut self, shared: &mut Shared, now: Moment) {
+        self.forget_ended(self.id);
         if let Some(number) = self.listening.number
             && !mailboxes::renew(&shared.data, number, self.candidate.id, now)
         {

@@ -9,6 +9,7 @@ mod answers;
 mod at_work;
 mod basis;
 pub mod bodies;
+mod ended;
 mod flights;
 mod gate;
 mod hurry;
@@ -93,6 +94,8 @@ pub struct Root {
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
+    /// When room may be looked for again (monotonic milliseconds).
+    next_room: u64,
     listening: Listening,
     breaker: Breaker,
     budget: Budget,
@@ -139,6 +142,7 @@ impl Root {
             services,
             fetches: HashMap::new(),
             waiting: 0,
+            next_room: 0,
             listening: Listening::default(),
             breaker,
             budget,

@@ -8,6 +8,7 @@
 mod accidents;
 mod asking;
 mod credentials;
+mod ended;
 mod exact;
 mod flights;
 mod floods;
