@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    bench, build, conformance, decisions, demo, gateways, lint, mapping_cases, setup, test,
+    bench, build, conformance, decisions, demo, fuzz, gateways, lint, mapping_cases, setup, test,
 };
 
 /// Builds, tests and checks Tollgate.
@@ -40,6 +40,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Show how far several gateways overrun a limit that they share.
     Gateways(gateways::Arguments),
+    /// Look for bytes that break what must hold for any bytes.
+    Fuzz(fuzz::Arguments),
     /// Hold a backend against captured exchanges, and the filter in Envoy against that backend.
     Conformance(conformance::Arguments),
     /// Replay calls recorded from the real backend against the stand-in and the filter.
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Gateways(arguments) => gateways::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Decisions(arguments) => decisions::run(&arguments),
         Command::MappingCases(arguments) => mapping_cases::run(&arguments),
