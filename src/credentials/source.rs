@@ -4,6 +4,7 @@
 //! nothing there.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use super::{MAXIMUM_BYTES, cookie, form, scheme};
 use crate::request::Request;
@@ -66,8 +67,9 @@ pub enum SourceError {
     Cookie,
 }
 
-/// How much of a request's body is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How much of a request's body is known. `Debug` shows how long it is, for it may hold a
+/// credential.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Body<'a> {
     /// There is none, or nobody will show it.
     None,
@@ -77,8 +79,18 @@ pub enum Body<'a> {
     Whole(&'a [u8]),
 }
 
+impl fmt::Debug for Body<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => formatter.write_str("None"),
+            Self::Ahead => formatter.write_str("Ahead"),
+            Self::Whole(body) => write!(formatter, "Whole({} bytes)", body.len()),
+        }
+    }
+}
+
 /// What a source holds.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(super) enum Held<'a> {
     /// Nothing.
     Nothing,
