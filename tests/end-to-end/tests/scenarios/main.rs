@@ -2,6 +2,7 @@
 //! stand-in. One binary, because every one takes its time to link.
 
 mod accounting;
+mod bytes;
 mod configuration;
 mod faults;
 mod hostile;
