@@ -15,6 +15,8 @@ pub mod codec;
 mod debug;
 mod flights;
 pub mod in_place;
+#[cfg(all(test, not(target_family = "wasm")))]
+mod isolation;
 mod keys;
 mod limit;
 pub mod mailboxes;

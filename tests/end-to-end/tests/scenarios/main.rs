@@ -3,6 +3,7 @@
 
 mod accounting;
 mod bytes;
+mod canaries;
 mod configuration;
 mod faults;
 mod hostile;
