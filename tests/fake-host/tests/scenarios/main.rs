@@ -13,6 +13,7 @@ mod exact;
 mod flights;
 mod floods;
 mod flush;
+mod isolation;
 mod keys;
 mod limits;
 mod metrics;
