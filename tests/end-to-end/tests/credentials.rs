@@ -771,7 +771,7 @@ async fn what_is_left_of_a_header_replaces_it_and_no_request_sets_what_the_filte
             b"authorization: Basic YTpi",
             b"authorization: bearer s3cr3t",
             b"ratelimit-limit: 1000000",
-            b"wasm.tollgate.ratelimit_limit: 1000000",
+            b"wasm.tollgate.ratelimit-limit: 1000000",
         ],
     );
     for _ in 0..2 {
@@ -780,10 +780,9 @@ async fn what_is_left_of_a_header_replaces_it_and_no_request_sets_what_the_filte
         assert!(!answer.contains("s3cr3t"), "{answer}");
         let (head, seen) = answer.split_once("\r\n\r\n").context("no body")?;
         assert!(!head.to_ascii_lowercase().contains("ratelimit"), "{head}");
-        // Each value once, in the order in which they came.
-        for once in ["a=1", "b=2", "c=3", "Basic YTpi"] {
-            assert_eq!(seen.matches(once).count(), 1, "{once}: {seen}");
-        }
+        assert!(seen.contains(r#""cookie":["a=1","b=2","c=3"]"#), "{seen}");
+        // Envoy makes one header of these, which begins with the credential.
+        assert!(!seen.contains("authorization"), "{seen}");
     }
     Ok(())
 }

@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tollgate_end_to_end::Recorder;
-use tollgate_harness::{Echo, Envoy, EnvoyOptions, ListenerPatch, Plugin, connection_manager};
+use tollgate_end_to_end::{PATIENCE, Recorder};
+use tollgate_harness::{
+    Echo, Envoy, EnvoyOptions, ListenerPatch, Plugin, connection_manager, eventually,
+};
 
 /// Not UTF-8, whatever stands around it: a lone continuation, a start without one, what no
 /// text has, an overlong slash, half of a pair.
@@ -342,7 +344,11 @@ async fn bytes_outside_utf8_are_answered_in_each_place_and_the_same_vm_serves_th
         "{before:?}"
     );
     let leads = |envoy: &Envoy| envoy.log().matches("leading service index").count();
-    let led = leads(&envoy);
+    let led = 3;
+    eventually("the VM to lead its services", PATIENCE, async || {
+        (leads(&envoy) == led).then_some(())
+    })
+    .await?;
     let mut seen: BTreeMap<&str, Vec<u16>> = BTreeMap::new();
     for bytes in BYTES {
         for (place, request, right) in places(bytes) {

@@ -449,9 +449,11 @@ async fn no_secret_is_in_anything_that_comes_out() -> Result<()> {
         dump.contains("TG_SERVICE_TOKEN"),
         "the dump shows the configuration"
     );
-    *dump = dump
-        .replace(LITERAL, "(literal)")
-        .replace("zorilla_in_the_file", "(name)");
+    let without = |text: &str| {
+        let text = text.replace(LITERAL, "");
+        text.replace("zorilla_in_the_file", "")
+    };
+    *dump = without(dump);
     let log = &searched["the log"];
     for expected in [
         "configuration refused: ",
