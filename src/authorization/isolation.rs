@@ -4,6 +4,12 @@
 //! Apart from the other properties because it is about all that stands between two
 //! applications: scope, digest, table, strangers.
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "clippy.toml's leave for tests does not reach a module behind `all(test, ...)`"
+)]
+
 use proptest::prelude::*;
 
 use super::testing::{at, known, limit, metrics, usage};

@@ -90,6 +90,9 @@ fn told(reply: &Reply) -> String {
     format!("{} {:?} {}\n", reply.status, reply.headers, reply.body)
 }
 
+/// Host, path and headers of a request.
+type Sent<'a> = (&'a str, &'a str, Vec<(&'a str, &'a str)>);
+
 /// One request for each way to be let in or refused. Returns what was told.
 async fn drive(client: &Client, step: usize) -> Result<(String, BTreeSet<u16>)> {
     let new = format!("{STRANGER}-{step}");
@@ -105,7 +108,7 @@ async fn drive(client: &Client, step: usize) -> Result<(String, BTreeSet<u16>)> 
     let few = format!("/v1/items?user_key={KEY}-few");
     let control = format!("/v1/items?user_key=%00{KEY}");
     let query = format!("/v1/items?app_id={ID}&app_key={APP_KEY}-2");
-    let requests: Vec<(&str, &str, Vec<(&str, &str)>)> = vec![
+    let requests: Vec<Sent<'_>> = vec![
         ("keys", "/v1/items", vec![]),
         ("keys", "/v1/items", vec![("x-api-key", KEY)]),
         ("keys", "/v1/items", vec![("authorization", &bearer)]),
