@@ -17,8 +17,8 @@ use crate::workspace;
 const LONGEST: u32 = 4_096;
 /// The longest input that is kept in the repository.
 const LONGEST_KEPT: u32 = 1_024;
-/// The most bytes of a corpus in the repository.
-const LARGEST_CORPUS: u64 = 60_000;
+/// About so many bytes of a corpus are kept in the repository.
+const LARGEST_CORPUS: u64 = 45_000;
 
 /// Arguments of the command.
 #[derive(clap::Args)]
@@ -199,21 +199,30 @@ fn keep(programs: &Path, target: &str) -> Result<()> {
         let entry = entry?;
         inputs.push((entry.metadata()?.len(), entry.path()));
     }
-    // The smallest, as many as fit.
+    // Small and large ones.
     inputs.sort();
-    std::fs::remove_dir_all(&kept)?;
-    std::fs::create_dir_all(&kept)?;
-    let (mut bytes, mut count) = (0, 0);
-    for (length, path) in inputs {
-        let name = path.file_name().context("a file")?;
-        if bytes + length <= LARGEST_CORPUS {
-            std::fs::copy(&path, kept.join(name))?;
-            bytes += length;
-            count += 1;
+    let all: u64 = inputs.iter().map(|(length, _)| length).sum();
+    let step = usize::try_from(all.div_ceil(LARGEST_CORPUS))?.max(1);
+    for entry in std::fs::read_dir(&kept)? {
+        let entry = entry?;
+        // What has a name was put there by somebody.
+        if is_found(&entry.file_name().to_string_lossy()) {
+            std::fs::remove_file(entry.path())?;
         }
+    }
+    let (mut bytes, mut count) = (0, 0);
+    for (length, path) in inputs.iter().step_by(step) {
+        std::fs::copy(path, kept.join(path.file_name().context("a file")?))?;
+        bytes += length;
+        count += 1;
     }
     println!("{target:<14} keeps {count} inputs of {bytes} bytes");
     Ok(())
+}
+
+/// Whether a file has a name that libFuzzer gives: the SHA-1 of the input.
+fn is_found(name: &str) -> bool {
+    name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
