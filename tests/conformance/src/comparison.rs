@@ -1066,7 +1066,7 @@ mod tests {
         ));
         let denied = denied("application_key_invalid", "");
         let pair = |mode, key| case(mode, &[("app_id", "a"), ("app_key", key)], &[]);
-        let unusable = "tollgate_credential_unusable";
+        let unusable = "credential_unusable";
         assert!(!differs(&pair(Mode::Oauth, " "), &denied, 403, unusable));
         assert!(differs(&pair(Mode::Oauth, "k"), &denied, 403, unusable));
         assert!(differs(&pair(Mode::AppId, " "), &denied, 403, unusable));
