@@ -10,7 +10,7 @@ use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
 use super::{
     Environment, Exemption, HostPattern, PathPrefix, Replies, RouteName, Secret, ServiceManagement,
-    Share, shape,
+    Share, Trust, shape,
 };
 use crate::credentials::{Credentials, Scope};
 use crate::mapping::{MAX_DELTA, MetricId, Metrics, MetricsError, Rule, RuleError, Rules};
@@ -47,6 +47,8 @@ pub struct Service {
     pub replies: Replies,
     /// Whether its callers are told what is left of their limits.
     pub rate_limit_headers: bool,
+    /// How far answers about its applications are relied on.
+    pub trust: Trust,
 }
 
 /// What gives the right to ask about a service; visible ASCII, not empty.
@@ -72,6 +74,7 @@ impl Service {
         place: &Place<'_>,
         service_management: &ServiceManagement,
         replies: &Replies,
+        trust: Trust,
         environment: Environment<'_>,
     ) -> Result<Self, ConfigurationError> {
         let visible = shape.id.bytes().all(|byte| byte.is_ascii_graphic());
@@ -99,6 +102,10 @@ impl Service {
         )?;
         let exemptions = exemptions(&shape.exempt, &place.field("exempt"))?;
         let replies = replies.changed_by_service(&shape.replies, &place.field("replies"))?;
+        let trust = trust.changed(
+            (&shape.authorization.0).into(),
+            &place.field("authorization"),
+        )?;
         Ok(Self {
             scope: Scope {
                 cluster: service_management.cluster.clone(),
@@ -116,6 +123,7 @@ impl Service {
             exemptions,
             replies,
             rate_limit_headers: shape.rate_limit_headers,
+            trust,
         })
     }
 }

@@ -15,7 +15,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    bench, build, conformance, decisions, demo, fuzz, gateways, lint, mapping_cases, setup, test,
+    bench, build, conformance, decisions, demo, fuzz, gateways, lint, mapping_cases, setup, soak,
+    test,
 };
 
 /// Builds, tests and checks Tollgate.
@@ -42,6 +43,8 @@ enum Command {
     Gateways(gateways::Arguments),
     /// Look for bytes that break what must hold for any bytes.
     Fuzz(fuzz::Arguments),
+    /// Run a gateway under mixed traffic, faults and reloads, and check everything meanwhile.
+    Soak(soak::Arguments),
     /// Hold a backend against captured exchanges, and the filter in Envoy against that backend.
     Conformance(conformance::Arguments),
     /// Replay calls recorded from the real backend against the stand-in and the filter.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Gateways(arguments) => gateways::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Decisions(arguments) => decisions::run(&arguments),
         Command::MappingCases(arguments) => mapping_cases::run(&arguments),

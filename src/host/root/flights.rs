@@ -205,7 +205,7 @@ impl Root {
         let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        let asked = self.pass_gate(shared, now).and_then(|()| {
+        let asked = self.pass_gate(digest, shared, now).and_then(|()| {
             self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
                 .ok_or(Shut::NoCall)
         });
@@ -233,8 +233,9 @@ impl Root {
                 self.give_up(digest, shared, now);
             }
             Shut::NoCall => {
-                self.count(service, Counter::AuthorizeFailures);
-                self.warn_failed(service, "the call could not be made", now);
+                if let Some(at_work) = self.services.get_mut(service) {
+                    at_work.not_called(now);
+                }
                 self.give_up(digest, shared, now);
             }
         }
@@ -242,7 +243,10 @@ impl Root {
 
     /// Nothing can be known of an application that is waited for.
     fn give_up(&mut self, digest: Digest, shared: &mut Shared, now: Moment) {
-        let basis = self.unheard();
+        let Some(fetch) = self.fetches.get(&digest) else {
+            return;
+        };
+        let basis = self.unheard(fetch.service, shared, now);
         self.conclude(digest, basis, shared, now);
     }
 
@@ -399,13 +403,15 @@ impl Root {
         unknown
     }
 
-    /// What becomes of an application that nobody could say anything about.
-    pub(super) fn unheard(&self) -> Basis {
-        match self.configuration.authorization.unknown {
-            Unknown::Deny => Basis::Known(Reply::BackendFailed),
-            Unknown::Allow => {
-                Basis::Unheard(milliseconds(self.configuration.authorization.negative_ttl))
-            }
+    /// What becomes of an application of this service that nobody could say anything about.
+    pub(super) fn unheard(&self, service: usize, shared: &Shared, now: Moment) -> Basis {
+        let trust = self
+            .services
+            .get(service)
+            .map(|at_work| &at_work.service.trust);
+        match trust.filter(|trust| trust.unknown == Unknown::Allow) {
+            Some(trust) => Basis::Unheard(milliseconds(trust.negative_ttl)),
+            None => Basis::Known(self.backend_failed(shared, now)),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod accidents;
 mod asking;
+mod budget;
 mod credentials;
 mod ended;
 mod exact;
@@ -17,6 +18,7 @@ mod isolation;
 mod keys;
 mod limits;
 mod metrics;
+mod outage;
 mod quotas;
 mod refresh;
 mod refused;
@@ -27,4 +29,5 @@ mod sums;
 mod support;
 mod table;
 mod ticks;
+mod unread;
 mod worded;
