@@ -85,9 +85,14 @@ impl fmt::Debug for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authorization::{Learned, Slot};
-    use crate::credentials::{Digest, Kind};
+    use crate::authorization::{KeyList, KeyRule, Keys, Learned, Slot};
+    use crate::config;
+    use crate::credentials::{Body, Credential, Credentials, Digest, Found, Kind};
     use crate::request::{Headers, Request};
+    use crate::service_management::{
+        Application, Authorization, Reply, Right, ServiceAccess, Transaction,
+    };
+    use std::borrow::Cow;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -141,6 +146,49 @@ mod tests {
             format!("{headers:?}"),
             format!("{request:?}"),
         ];
+        let credential = Credential::new(kind, Cow::Borrowed(CANARY)).unwrap();
+        let credentials = Credentials::default().with_anonymous(credential.clone());
+        let application = Application::AppId {
+            id: CANARY,
+            key: Some(CANARY),
+        };
+        let transaction = Transaction {
+            application,
+            at: 0,
+            usage: &[],
+        };
+        let right = Right::ProviderKey("canary");
+        let access = ServiceAccess { id: "1", right };
+        let authorization = Authorization {
+            limits: Vec::new(),
+            hierarchy: Vec::new(),
+            app_keys: Some(vec!["canary".to_owned()]),
+        };
+        let keys = KeyList::new(digest, &authorization, KeyRule::IfAny, canary);
+        let reply = Reply {
+            status: 200,
+            rejection_reason: None,
+            from_upstream: true,
+            body: CANARY,
+        };
+        let secret = config::Secret::new("canary".to_owned());
+        let json = br#"{"service_management":{"cluster":"a","authority":"b"},"services":[{"id":"1",
+            "token":"canary","hosts":["a"],"mapping_rules":[{"pattern":"/","usage":{"hits":1}}],
+            "credentials":{"user_key":[{"body":"k"}],"anonymous":{"user_key":"canary"}}}]}"#;
+        let configuration = config::Configuration::parse(json, &|_| None).unwrap();
+        shown.extend([
+            format!("{credential:?} {credentials:?}"),
+            format!("{:?}", Found::Credential(credential.clone())),
+            format!("{:?}", Body::Whole(CANARY)),
+            format!("{application:?} {transaction:?} {access:?}"),
+            format!("{authorization:?} {keys:?} {reply:?} {secret:?}"),
+            format!(
+                "{:?} {:?}",
+                Keys::Listed(1),
+                config::Right::ServiceToken(secret.clone())
+            ),
+            format!("{configuration:?}"),
+        ]);
         // A derived `Debug` shows bytes as a list of numbers.
         let numbers = format!("{CANARY:?}");
         let numbers = numbers.trim_matches(['[', ']']);

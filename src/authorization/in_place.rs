@@ -181,14 +181,13 @@ fn minute_of(bytes: &[u8], sections: Sections, now: Moment) -> Option<u64> {
 /// Where the pending usage of a metric in this minute stands, if there is any: the first
 /// of a minute makes a new entry, and the first after a flush marks the record.
 fn pending(bytes: &[u8], sections: Sections, name: usize, minute: u64) -> Option<usize> {
-    sections.usage().find_map(|entry| {
-        let pending = entry.checked_add(codec::USAGE_PENDING)?;
+    let pending = sections.usage().find_map(|entry| {
         let fits = usize::from(byte(bytes, entry)?) == name
             && byte(bytes, entry.checked_add(codec::USAGE_HOUR)?)? == 0
-            && word(bytes, entry.checked_add(codec::USAGE_AT)?)? == minute
-            && word(bytes, pending)? > 0;
-        fits.then_some(pending)
-    })
+            && word(bytes, entry.checked_add(codec::USAGE_AT)?)? == minute;
+        fits.then_some(entry.checked_add(codec::USAGE_PENDING)?)
+    })?;
+    (word(bytes, pending)? > 0).then_some(pending)
 }
 
 fn byte(bytes: &[u8], at: usize) -> Option<u8> {

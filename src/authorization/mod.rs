@@ -11,10 +11,12 @@ mod accuracy;
 mod applications;
 mod breaker;
 mod budget;
-mod codec;
+pub mod codec;
 mod debug;
 mod flights;
-mod in_place;
+pub mod in_place;
+#[cfg(all(test, not(target_family = "wasm")))]
+mod isolation;
 mod keys;
 mod limit;
 pub mod mailboxes;

@@ -89,6 +89,11 @@ impl Service {
             Some(shape) => credentials(&shape.0, &place.field("credentials"), environment)?,
             None => Credentials::default(),
         };
+        let credentials = if shape.oauth {
+            credentials.refusing_blank_keys()
+        } else {
+            credentials
+        };
         let metrics = metrics(&shape, place)?;
         let rules = rules(
             &shape.mapping_rules,

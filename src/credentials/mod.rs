@@ -37,6 +37,7 @@ pub struct Credentials {
     sources: Sources,
     strip: bool,
     referrer: bool,
+    refuse_blank_key: bool,
     anonymous: Option<Credential<'static>>,
 }
 
@@ -131,6 +132,7 @@ impl Credentials {
             sources,
             strip: false,
             referrer: false,
+            refuse_blank_key: false,
             anonymous: None,
         })
     }
@@ -156,6 +158,17 @@ impl Credentials {
     pub fn with_referrer(self) -> Self {
         Self {
             referrer: true,
+            ..self
+        }
+    }
+
+    /// The same, but an `app_key` that is blank is a wrong one rather than none: for
+    /// services in OAuth mode, where one that is there is checked, and one that is not need
+    /// not be (protocol section 4, capture `c04`).
+    #[must_use]
+    pub fn refusing_blank_keys(self) -> Self {
+        Self {
+            refuse_blank_key: true,
             ..self
         }
     }
@@ -200,11 +213,14 @@ impl Credentials {
     #[must_use]
     pub fn find<'a>(&'a self, request: &Request<'a>, body: Body<'a>) -> Found<'a> {
         let search = |sources: &[Source]| {
-            sources
-                .iter()
-                .map(|source| source.held(request, body))
-                .find(|held| *held != Held::Nothing)
-                .unwrap_or(Held::Nothing)
+            let mut held = Held::Nothing;
+            for source in sources {
+                held = held.or(source.held(request, body));
+                if held.counts() {
+                    break;
+                }
+            }
+            held
         };
         let (value, app_key) = match &self.sources {
             Sources::UserKey(sources) => (search(sources), Held::Nothing),
@@ -213,12 +229,15 @@ impl Credentials {
         let credential = match (value, app_key) {
             (Held::Unusable, _) | (_, Held::Unusable) => None,
             (Held::Ahead, _) | (_, Held::Ahead) => return Found::InBody,
-            (Held::Nothing, Held::Value(_)) => return Found::Missing,
-            (Held::Nothing, Held::Nothing) => match &self.anonymous {
+            (Held::Nothing | Held::Blank, Held::Value(_)) => return Found::Missing,
+            (Held::Nothing | Held::Blank, Held::Nothing | Held::Blank) => match &self.anonymous {
                 Some(anonymous) => Some(anonymous.reborrow()),
                 None => return Found::Missing,
             },
-            (Held::Value(value), Held::Nothing) => Credential::new(self.kind(), value),
+            (Held::Value(_), Held::Blank) if self.refuse_blank_key => None,
+            (Held::Value(value), Held::Nothing | Held::Blank) => {
+                Credential::new(self.kind(), value)
+            }
             (Held::Value(value), Held::Value(app_key)) => Credential::new(self.kind(), value)
                 .and_then(|credential| credential.with_app_key(app_key)),
         };
@@ -283,6 +302,7 @@ impl Default for Credentials {
             sources: Sources::UserKey(sources),
             strip: false,
             referrer: false,
+            refuse_blank_key: false,
             anonymous: None,
         }
     }

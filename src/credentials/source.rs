@@ -4,6 +4,7 @@
 //! nothing there.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use super::{MAXIMUM_BYTES, cookie, form, scheme};
 use crate::request::Request;
@@ -66,8 +67,9 @@ pub enum SourceError {
     Cookie,
 }
 
-/// How much of a request's body is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How much of a request's body is known. `Debug` shows how long it is, for it may hold a
+/// credential.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Body<'a> {
     /// There is none, or nobody will show it.
     None,
@@ -77,11 +79,23 @@ pub enum Body<'a> {
     Whole(&'a [u8]),
 }
 
+impl fmt::Debug for Body<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => formatter.write_str("None"),
+            Self::Ahead => formatter.write_str("Ahead"),
+            Self::Whole(body) => write!(formatter, "Whole({} bytes)", body.len()),
+        }
+    }
+}
+
 /// What a source holds.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(super) enum Held<'a> {
-    /// Nothing, or only values that are blank.
+    /// Nothing.
     Nothing,
+    /// Only values that are blank.
+    Blank,
     /// A value that is not blank, decoded.
     Value(Cow<'a, [u8]>),
     /// Something that is surely no value.
@@ -191,8 +205,7 @@ impl Source {
                     (Some((username, _)), BasicPart::Username) => first([Cow::Owned(username)]),
                     (Some((_, password)), BasicPart::Password) => first([Cow::Owned(password)]),
                 })
-                .find(|held| *held != Held::Nothing)
-                .unwrap_or(Held::Nothing),
+                .fold(Held::Nothing, Held::or),
             Self::Bearer => first(
                 headers(scheme::AUTHORIZATION)
                     .filter_map(|value| scheme::behind(value, scheme::BEARER))
@@ -232,12 +245,32 @@ impl Source {
     }
 }
 
+impl Held<'_> {
+    /// Whether it holds anything that counts, were it only that it is unusable.
+    pub(super) const fn counts(&self) -> bool {
+        !matches!(self, Self::Nothing | Self::Blank)
+    }
+
+    /// This if it counts, else what comes later; blank if only that came of both.
+    pub(super) fn or(self, later: Self) -> Self {
+        match (&self, &later) {
+            (Self::Blank, Self::Nothing) => self,
+            (Self::Nothing | Self::Blank, _) => later,
+            _ => self,
+        }
+    }
+}
+
 /// The first value that is not blank.
 fn first<'a>(values: impl IntoIterator<Item = Cow<'a, [u8]>>) -> Held<'a> {
-    values
-        .into_iter()
-        .find(|value| !form::trim(value).is_empty())
-        .map_or(Held::Nothing, Held::Value)
+    let mut held = Held::Nothing;
+    for value in values {
+        if !form::trim(&value).is_empty() {
+            return Held::Value(value);
+        }
+        held = Held::Blank;
+    }
+    held
 }
 
 /// One or more `tchar` of RFC 9110, 5.6.2.

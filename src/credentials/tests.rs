@@ -203,6 +203,44 @@ fn a_form_is_waited_for_only_where_its_turn_comes() {
     assert_eq!(find(&last, &[form], Body::Whole(b"k=%ff")), "Unusable");
 }
 
+/// Whether a request with this id and this key, if any, has a credential where a blank key is
+/// a wrong one.
+fn with_oauth(id: Option<&[u8]>, keys: &[&[u8]]) -> String {
+    let credentials = Credentials::new(Sources::AppId {
+        app_id: vec![header("app-id")],
+        app_key: vec![header("app-key"), Source::Basic(BasicPart::Password)],
+    });
+    let id = id.map(|id| (&b"app-id"[..], id));
+    let keys = keys.iter().map(|key| (&b"app-key"[..], *key));
+    let pairs: Vec<_> = id.into_iter().chain(keys).collect();
+    let request = Request {
+        method: b"GET",
+        authority: b"api.example.com",
+        target: b"/",
+        headers: Headers { pairs: &pairs },
+    };
+    match credentials
+        .unwrap()
+        .refusing_blank_keys()
+        .find(&request, Body::None)
+    {
+        Found::Credential(credential) => credential.app_key().unwrap_or("(no key)").to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn with_oauth_a_blank_key_is_a_wrong_one_and_no_key_is_none() {
+    assert_eq!(with_oauth(Some(b"a"), &[]), "(no key)");
+    assert_eq!(with_oauth(Some(b"a"), &[b"k"]), "k");
+    assert_eq!(with_oauth(Some(b"a"), &[b" "]), "Unusable");
+    assert_eq!(with_oauth(Some(b"a"), &[b""]), "Unusable");
+    assert_eq!(with_oauth(Some(b"a"), &[b" ", b"k"]), "k");
+    assert_eq!(with_oauth(None, &[b" "]), "Missing");
+    assert_eq!(with_oauth(Some(b" "), &[b" "]), "Missing");
+    assert_eq!(with_oauth(Some(b" "), &[b"k"]), "Missing");
+}
+
 #[test]
 fn a_blank_value_is_none_as_in_the_backend() {
     assert_eq!(in_query(b"/?user_key=%20"), "(missing)");

@@ -85,6 +85,8 @@ mod pattern;
 #[cfg(all(test, not(target_family = "wasm")))]
 mod property_tests;
 mod query;
+#[cfg(all(test, not(target_family = "wasm")))]
+mod reference;
 mod rules;
 mod usage;
 

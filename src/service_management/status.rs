@@ -33,6 +33,9 @@ use crate::authorization::{Period, Window};
 const MAX_USAGE_REPORTS: usize = 256;
 /// Pairs of the hierarchy: a few children for each limited metric.
 const MAX_HIERARCHY: usize = 1_024;
+/// Children, with repetitions: 256 for each limit. Each is looked for among the pairs, and half a million, which a body can
+/// hold, would keep the worker busy for seconds.
+const MAX_CHILDREN: usize = 65_536;
 /// Bytes of a metric's name.
 const MAX_METRIC: usize = 128;
 /// The backend lists at most 256 keys (protocol section 9), so 256 may be some of more.
@@ -259,6 +262,7 @@ fn usage_report(
 /// repetitions.
 fn read_hierarchy(document: &mut Document<'_>) -> Result<Vec<(String, String)>, Malformed> {
     let mut pairs = Vec::new();
+    let mut names = 0_usize;
     let mut entries = 0_usize;
     while let Some(element) = document.child()? {
         entries = entries.saturating_add(1);
@@ -274,7 +278,8 @@ fn read_hierarchy(document: &mut Document<'_>) -> Result<Vec<(String, String)>, 
             return Err(Malformed::Hierarchy);
         };
         for child in children.split_ascii_whitespace() {
-            if !is_metric(child) || pairs.len() >= MAX_HIERARCHY {
+            names = names.saturating_add(1);
+            if !is_metric(child) || pairs.len() >= MAX_HIERARCHY || names > MAX_CHILDREN {
                 return Err(Malformed::Hierarchy);
             }
             let pair = (parent.clone(), child.to_owned());
@@ -641,5 +646,33 @@ mod tests {
         let shown = format!("{:?}", with_keys(&["hidden"]));
         assert!(shown.contains("app_keys: Some(1)"), "{shown}");
         assert!(!shown.contains("hidden"));
+    }
+
+    /// Each as large as a body may be, and made so that something in it is looked at often.
+    #[test]
+    fn a_bomb_is_malformed_or_of_no_consequence() {
+        let of = |children: String, entries: u32| {
+            let entry = |number| format!("<metric name=\"p{number}\" children=\"{children}\"/>");
+            let entries: String = (0..entries).map(entry).collect();
+            read_true(&format!("<hierarchy>{entries}</hierarchy>"))
+        };
+        let known = of("a b c d ".repeat(60), 255).unwrap();
+        assert_eq!(known.hierarchy.len(), 1_020);
+        assert_eq!(of("a b c d ".repeat(500), 250), Err(Malformed::Hierarchy));
+        let attributes: String = (0..90_000)
+            .map(|number| format!(" a{number}=\"\""))
+            .collect();
+        assert_eq!(
+            with_report(&format!("<usage_report{attributes}/>")),
+            Err(Malformed::UsageReport)
+        );
+        let entities = "&amp;".repeat(200_000);
+        assert!(read_true(&format!("<reason>{entities}</reason>")).is_ok());
+        assert_eq!(
+            read_true(&format!("<authorized>{entities}</authorized>")),
+            Err(Malformed::TooLarge)
+        );
+        assert_eq!(read_true(&"<a>".repeat(300_000)), Err(Malformed::TooDeep));
+        assert!(read_true(&"<app_keys>".repeat(90_000)).is_ok());
     }
 }

@@ -20,6 +20,8 @@ pub const LARGEST_BODY: usize = 65_536;
 const LONGEST_WAIT: u64 = 10_000;
 /// Requests that may wait for bodies in one VM.
 const MOST_WAITING: usize = 10_000;
+/// At least so long (milliseconds) between two looks for a place: see [`super::ended`].
+const PAUSE_MILLISECONDS: u64 = 100;
 
 /// Whether a body of so many bytes is not read.
 pub const fn is_too_large(size: usize) -> bool {
@@ -46,6 +48,8 @@ pub(super) fn wait(request: &Request<'_>) -> Result<Action, Reply> {
 #[derive(Default)]
 pub struct Bodies {
     waiting: HashMap<u32, Wait>,
+    /// When room may be looked for again (monotonic milliseconds).
+    next_room: u64,
 }
 
 struct Wait {
@@ -57,8 +61,14 @@ struct Wait {
 }
 
 impl Bodies {
-    /// Takes in a stream. False: there are too many.
+    /// Takes in the stream whose callback is running. False: there are too many.
     pub fn insert(&mut self, stream_id: u32, root_id: u32, now: Moment) -> bool {
+        if self.waiting.len() >= MOST_WAITING && now.monotonic >= self.next_room {
+            self.next_room = now.monotonic.saturating_add(PAUSE_MILLISECONDS);
+            self.waiting
+                .retain(|waiting, _| abi::set_effective_context(*waiting).is_ok());
+            let _ = abi::set_effective_context(stream_id);
+        }
         if self.waiting.len() >= MOST_WAITING {
             return false;
         }
@@ -92,14 +102,11 @@ impl Bodies {
         let mut answered: usize = 0;
         let mut away = false;
         self.waiting.retain(|stream_id, wait| {
-            if now.monotonic.saturating_sub(wait.since) < LONGEST_WAIT {
-                return true;
-            }
             if abi::set_effective_context(*stream_id).is_err() {
                 return false;
             }
             away = true;
-            if !wait.late {
+            if !wait.late && now.monotonic.saturating_sub(wait.since) >= LONGEST_WAIT {
                 wait.late = true;
                 answered = answered.saturating_add(1);
                 let root = roots.iter().find(|root| root.id() == wait.root_id);

@@ -26,8 +26,6 @@ const SLACK_MILLISECONDS: u64 = 1_000;
 const MOST_ANSWERS: u8 = 3;
 /// Messages that are taken out of the queue in one callback: more than a VM waits for.
 const MOST_MESSAGES: usize = 20_000;
-/// Between two looks for those who have gone: one takes a millisecond or so.
-const FORGETTING_MILLISECONDS: u64 = 100;
 /// The pause after a mailbox could not be had.
 const MAILBOX_PAUSE_MILLISECONDS: u64 = 10_000;
 
@@ -254,6 +252,7 @@ impl Root {
 
     /// On a tick: keeps the mailbox, and looks after those whom nobody woke in time.
     pub(super) fn look_after_waiting(&mut self, shared: &mut Shared, now: Moment) {
+        self.forget_ended(self.id);
         if let Some(number) = self.listening.number
             && !mailboxes::renew(&shared.data, number, self.candidate.id, now)
         {
@@ -305,26 +304,6 @@ impl Root {
         let fetch = self.fetches.remove(&digest)?;
         self.waiting = self.waiting.saturating_sub(fetch.waiting.len());
         Some(fetch)
-    }
-
-    /// Takes out those who have gone while they waited: nobody says so when it happens, and
-    /// whoever opens streams and ends them again could hold all places. `current` is the stream
-    /// whose callback is running.
-    pub(super) fn forget_ended(&mut self, current: u32, now: Moment) {
-        if now.monotonic < self.forgets_at {
-            return;
-        }
-        self.forgets_at = now.monotonic.saturating_add(FORGETTING_MILLISECONDS);
-        for fetch in self.fetches.values_mut() {
-            let before = fetch.waiting.len();
-            fetch
-                .waiting
-                .retain(|waiting| abi::set_effective_context(waiting.stream_id).is_ok());
-            let gone = before.saturating_sub(fetch.waiting.len());
-            self.waiting = self.waiting.saturating_sub(gone);
-        }
-        // It goes on, or is answered, after this.
-        let _ = abi::set_effective_context(current);
     }
 
     pub(super) fn put_fetch(&mut self, digest: Digest, fetch: Fetch) {

@@ -9,6 +9,7 @@ mod answers;
 mod at_work;
 mod basis;
 pub mod bodies;
+mod ended;
 mod flights;
 mod gate;
 mod hurry;
@@ -97,8 +98,8 @@ pub struct Root {
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
-    /// Not sooner is it looked who of them has gone (monotonic milliseconds).
-    forgets_at: u64,
+    /// When room may be looked for again (monotonic milliseconds).
+    next_room: u64,
     listening: Listening,
     breaker: Breaker,
     budget: Budget,
@@ -149,7 +150,7 @@ impl Root {
             services,
             fetches: HashMap::new(),
             waiting: 0,
-            forgets_at: 0,
+            next_room: 0,
             listening: Listening::default(),
             breaker,
             budget,

@@ -19,6 +19,8 @@ use crate::service_management::Denial;
 /// Requests that may wait for answers in one VM: each holds a connection, and some
 /// hundred bytes here.
 const MOST_WAITING: usize = 10_000;
+/// Of them, requests that may wait for one application: nobody takes all the places with one key.
+const MOST_WAITING_FOR_ONE: usize = 5_000;
 /// The path of the property that has the name of Envoy's route.
 const ROUTE_NAME: &[u8] = b"xds\0route_name";
 
@@ -177,12 +179,15 @@ impl Root {
     ) -> Result<Action, Reply> {
         let service = fetch.service;
         if self.waiting >= MOST_WAITING {
-            self.forget_ended(waiting.stream_id, now);
+            self.make_room(waiting.stream_id, now);
         }
         if self.waiting >= MOST_WAITING {
             return Err(self.refused(service, Reply::Overloaded));
         }
         if let Some(fetch) = self.fetches.get_mut(&digest) {
+            if fetch.waiting.len() >= MOST_WAITING_FOR_ONE {
+                return Err(self.refused(service, Reply::Overloaded));
+            }
             fetch.waiting.push(waiting);
             self.waiting = self.waiting.saturating_add(1);
             return Ok(Action::Pause);

@@ -122,14 +122,24 @@ impl Case {
         self.consumer.shows(self.mode.id())
     }
 
+    /// Whether it has a key without a value where that is a wrong one.
+    #[must_use]
+    pub fn has_blank_key(&self) -> bool {
+        let mut credentials = self.consumer.credentials.iter();
+        self.mode == Mode::Oauth
+            && credentials.any(|(name, value)| *name == "app_key" && value.trim().is_empty())
+    }
+
     /// The same as the gateway understands it, if that is not the same to the backend: of
-    /// other ids than the service's nothing is seen, and what is blank is not there.
+    /// other ids than the service's nothing is seen, and what is blank is not there; except,
+    /// with OAuth, a key.
     #[must_use]
     pub fn understood(&self) -> Option<Self> {
         let mut understood = self.clone();
         understood.consumer.credentials.retain(|(name, value)| {
             let is_other = ["user_key", "app_id"].contains(name) && *name != self.mode.id();
-            !is_other && !value.trim().is_empty()
+            let is_wrong_key = self.mode == Mode::Oauth && *name == "app_key";
+            !is_other && (is_wrong_key || !value.trim().is_empty())
         });
         (self.has_credential() && understood != *self).then_some(understood)
     }
@@ -415,15 +425,18 @@ mod tests {
 
     #[test]
     fn a_gateway_sees_no_other_ids_and_nothing_blank() {
-        let case = |credentials| Case {
+        let of = |mode, credentials| Case {
             service: "1".to_owned(),
-            mode: Mode::Oauth,
+            mode,
             application: None,
             consumer: Consumer::new("", credentials),
             usage: Usage::new(),
         };
+        let case = |credentials| of(Mode::AppId, credentials);
         let both = [("app_id", "a"), ("user_key", "u"), ("app_key", " ")];
         assert_eq!(case(&both).understood(), Some(case(&[("app_id", "a")])));
+        let blank = [("app_id", "a"), ("app_key", " ")];
+        assert_eq!(of(Mode::Oauth, &blank).understood(), None);
         assert_eq!(
             case(&[("app_id", "a"), ("app_key", "k")]).understood(),
             None

@@ -42,9 +42,6 @@ pub enum ByDesign {
     /// A `user_key` and an `app_id`. The backend refuses a question with both; the filter
     /// looks for what the service knows applications by, and sends only that.
     BothIds,
-    /// An `app_key` without a value, where OAuth needs none. The backend takes it for a wrong
-    /// key; to the filter, what is blank is not there.
-    BlankKey,
     /// A request without an `app_key` for a service with OAuth, whose `oauth` is not
     /// configured. The backend wants no key then; the filter is as strict as for any
     /// other application that has keys.
@@ -57,7 +54,6 @@ impl fmt::Display for ByDesign {
             Self::NoUsage => "a request without usage, when a limit is overrun",
             Self::UnknownMetric => "the usage names an unknown metric",
             Self::BothIds => "a user_key and an app_id",
-            Self::BlankKey => "an app_key without a value, with OAuth",
             Self::NotOauth => "no app_key, for a service with OAuth that is not configured as one",
         })
     }
@@ -346,7 +342,7 @@ impl<'a> Run<'a> {
             let mut judgement =
                 judge(metrics, case, answer, *status, details).with_context(named)?;
             if let Judgement::Differs(_) = &judgement
-                && let Some(class) = otherwise_understood(case, answer)
+                && let Some(class) = otherwise_understood(answer)
                 && let Some((case, answer)) = understood
             {
                 let as_understood =
@@ -837,14 +833,9 @@ fn is_oauth_unknown_to_the_gateway(case: &Case) -> bool {
 }
 
 /// Why the backend refuses what the gateway understands in another way.
-fn otherwise_understood(case: &Case, answer: &Answer) -> Option<ByDesign> {
+fn otherwise_understood(answer: &Answer) -> Option<ByDesign> {
     let document = Document::read(&answer.body).unwrap_or_default();
-    if document.error.as_deref() == Some("authentication_error") {
-        return Some(ByDesign::BothIds);
-    }
-    let reason = answer.header("3scale-rejection-reason");
-    let blank_key = case.mode == Mode::Oauth && reason == Some("application_key_invalid");
-    blank_key.then_some(ByDesign::BlankKey)
+    (document.error.as_deref() == Some("authentication_error")).then_some(ByDesign::BothIds)
 }
 
 /// The replies of the filter that say the same as the backend's reason: status and name.
@@ -879,6 +870,7 @@ fn expected(
         }
         // The service looks for what the gateway does not send.
         "user_key_invalid" | "application_not_found" => vec![(503, "misconfigured")],
+        "application_key_invalid" if case.has_blank_key() => vec![(403, "credential_unusable")],
         "application_key_invalid" => vec![(403, "application_key_invalid")],
         "application_not_active" => vec![(403, "application_not_active")],
         "service_not_active" => vec![(403, "service_not_active")],
@@ -1074,11 +1066,10 @@ mod tests {
         ));
         let denied = denied("application_key_invalid", "");
         let pair = |mode, key| case(mode, &[("app_id", "a"), ("app_key", key)], &[]);
-        let class = |case: &Case| otherwise_understood(case, &denied);
-        assert_eq!(class(&pair(Mode::Oauth, " ")), Some(ByDesign::BlankKey));
-        // Not put to the backend in another way, so nothing comes of the class.
-        assert_eq!(pair(Mode::Oauth, "wrong").understood(), None);
-        assert_eq!(class(&pair(Mode::AppId, " ")), None);
+        let unusable = "credential_unusable";
+        assert!(!differs(&pair(Mode::Oauth, " "), &denied, 403, unusable));
+        assert!(differs(&pair(Mode::Oauth, "k"), &denied, 403, unusable));
+        assert!(differs(&pair(Mode::AppId, " "), &denied, 403, unusable));
     }
 
     #[test]

@@ -742,6 +742,51 @@ async fn the_upstream_does_not_see_what_is_stripped() -> Result<()> {
     Ok(())
 }
 
+/// The filter sets nothing for the upstream but what is left of what it strips, and for Envoy
+/// what is left of limits, which no request can claim.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn what_is_left_of_a_header_replaces_it_and_no_request_sets_what_the_filter_sets()
+-> Result<()> {
+    let quota: ListenerPatch = Arc::new(|listener: &mut Value| {
+        let shown = |name: &str| {
+            let value = format!("%FILTER_STATE(wasm.tollgate.ratelimit_{name}:PLAIN)%");
+            json!({ "header": { "key": format!("ratelimit-{name}"), "value": value } })
+        };
+        connection_manager(listener)["route_config"]["response_headers_to_add"] =
+            json!([shown("limit"), shown("remaining"), shown("reset")]);
+    });
+    let credentials = json!({ "user_key": [{ "cookie": "key" }, { "bearer": {} }], "strip": true });
+    let mut limited = service("strip", &credentials);
+    limited["rate_limit_headers"] = json!(true);
+    let gateway = Gateway::start(vec![limited], Some(quota)).await?;
+    let request = get(
+        "strip",
+        b"/echo",
+        &[
+            b"cookie: a=1; key=s3cr3t",
+            b"cookie: key=s3cr3t; b=2",
+            b"cookie: c=3",
+            b"authorization: Bearer s3cr3t",
+            b"authorization: Basic YTpi",
+            b"authorization: bearer s3cr3t",
+            b"ratelimit-limit: 1000000",
+            b"wasm.tollgate.ratelimit-limit: 1000000",
+        ],
+    );
+    for _ in 0..2 {
+        let (status, answer) = gateway.send(&request).await?;
+        assert_eq!(status, 200, "{answer}");
+        assert!(!answer.contains("s3cr3t"), "{answer}");
+        let (head, seen) = answer.split_once("\r\n\r\n").context("no body")?;
+        assert!(!head.to_ascii_lowercase().contains("ratelimit"), "{head}");
+        assert!(seen.contains(r#""cookie":["a=1","b=2","c=3"]"#), "{seen}");
+        // Envoy makes one header of these, which begins with the credential.
+        assert!(!seen.contains("authorization"), "{seen}");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
 async fn envoy_chooses_the_route_again_without_what_was_stripped() -> Result<()> {

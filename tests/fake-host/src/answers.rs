@@ -32,8 +32,8 @@ impl Answer {
 
     /// Adds a header.
     #[must_use]
-    pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push((name.into(), value.into()));
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push((name.into(), value.as_ref().into()));
         self
     }
 
@@ -88,7 +88,7 @@ impl From<Failure> for Answer {
             }
         };
         let answer = Self::synthetic(status, &body)
-            .header("content-length", &body.len().to_string())
+            .header("content-length", body.len().to_string())
             .header("content-type", "text/plain");
         match failure {
             Failure::Overflow => answer.header("x-envoy-overloaded", "true"),

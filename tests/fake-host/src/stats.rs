@@ -31,19 +31,24 @@ pub(crate) struct Stats(Mutex<BTreeMap<(Kind, String), u64>>);
 /// Source: `WasmBase` of proxy-wasm-cpp-host and `Context` of Envoy: ids rise by 4 within
 /// a kind, and the same name defined again is a second id of the same value.
 #[derive(Default)]
-pub(crate) struct Ids(BTreeMap<u32, (Kind, String)>);
+pub(crate) struct Ids {
+    known: BTreeMap<u32, (Kind, String)>,
+    /// How many there are of each kind.
+    counts: [u32; 3],
+}
 
 impl Ids {
     pub(crate) fn define(&mut self, kind: Kind, name: &str) -> u32 {
-        let same = self.0.values().filter(|(other, _)| *other == kind).count();
-        let id = (u32::try_from(same).expect("few metrics") + 1) * 4 + kind as u32;
-        self.0.insert(id, (kind, name.to_owned()));
+        let count = &mut self.counts[kind as usize];
+        *count += 1;
+        let id = *count * 4 + kind as u32;
+        self.known.insert(id, (kind, name.to_owned()));
         id
     }
 
     pub(crate) fn get(&self, id: u32) -> Result<(Kind, String), Status> {
         let kind = Kind::from_number(id & 3).ok_or(Status::BadArgument)?;
-        match self.0.get(&id) {
+        match self.known.get(&id) {
             Some(known) => Ok(known.clone()),
             None if kind == Kind::Histogram => Err(Status::BadArgument),
             None => Err(Status::NotFound),

@@ -190,9 +190,9 @@ impl Worker {
     pub fn request(&self) -> Request<'_> {
         Request {
             worker: self,
-            method: "GET".to_owned(),
+            method: b"GET".to_vec(),
             path: b"/".to_vec(),
-            host: "api.example.com".to_owned(),
+            host: b"api.example.com".to_vec(),
             headers: Vec::new(),
             properties: BTreeMap::new(),
             with_body: false,
@@ -220,6 +220,11 @@ impl Worker {
     /// The downstream client goes away.
     pub fn end_stream(&self, stream: StreamId) {
         self.on_vm(move |vm| end(vm, stream.0));
+    }
+
+    /// Whether a request still waits, or is yet to be polled.
+    pub fn waits(&self, stream: StreamId) -> bool {
+        self.on_vm(move |vm| vm.state().streams.contains_key(&stream.0))
     }
 
     /// How many requests wait.
@@ -369,9 +374,9 @@ impl Worker {
 #[must_use = "a request is made with send()"]
 pub struct Request<'a> {
     worker: &'a Worker,
-    method: String,
+    method: Vec<u8>,
     path: Vec<u8>,
-    host: String,
+    host: Vec<u8>,
     headers: Pairs,
     properties: BTreeMap<Vec<u8>, Vec<u8>>,
     with_body: bool,
@@ -395,15 +400,15 @@ impl Request<'_> {
     }
 
     /// Sets the method and the path, with the query.
-    pub fn method(mut self, method: &str, path: impl AsRef<[u8]>) -> Self {
-        self.method = method.to_owned();
+    pub fn method(mut self, method: impl AsRef<[u8]>, path: impl AsRef<[u8]>) -> Self {
+        self.method = method.as_ref().to_vec();
         self.path = path.as_ref().to_vec();
         self
     }
 
     /// Sets the authority.
-    pub fn host(mut self, host: &str) -> Self {
-        host.clone_into(&mut self.host);
+    pub fn host(mut self, host: impl AsRef<[u8]>) -> Self {
+        self.host = host.as_ref().to_vec();
         self
     }
 
@@ -425,9 +430,9 @@ impl Request<'_> {
     /// decides at once, the stream ends with this. Panics if there is no configuration.
     pub fn send(self) -> Outcome {
         let mut headers: Pairs = [
-            (":authority", self.host.as_bytes()),
-            (":path", &self.path),
-            (":method", self.method.as_bytes()),
+            (":authority", &*self.host),
+            (":path", &*self.path),
+            (":method", &*self.method),
             (":scheme", b"http"),
             ("x-forwarded-proto", b"http"),
             ("x-request-id", b"4c0f3a1e-6d0a-4b4c-9a7e-2f1d5b8c9e01"),
@@ -442,8 +447,8 @@ impl Request<'_> {
         };
         default("source.address", b"127.0.0.1:40000");
         default("request.path", &self.path);
-        default("request.method", self.method.as_bytes());
-        default("request.host", self.host.as_bytes());
+        default("request.method", &self.method);
+        default("request.host", &self.host);
         default("request.scheme", b"http");
         default("request.protocol", b"HTTP/1.1");
         let with_body = self.with_body;

@@ -5,6 +5,7 @@ pub mod build;
 pub mod conformance;
 pub mod decisions;
 pub mod demo;
+pub mod fuzz;
 pub mod gateways;
 pub mod lint;
 pub mod mapping_cases;

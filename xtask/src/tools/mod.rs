@@ -6,6 +6,7 @@
 //! `target/tools/`.
 
 pub mod apt;
+pub mod cargo_fuzz;
 pub mod envoy;
 pub mod node;
 pub mod test_runner;

@@ -2,6 +2,8 @@
 //! stand-in. One binary, because every one takes its time to link.
 
 mod accounting;
+mod bytes;
+mod canaries;
 mod configuration;
 mod faults;
 mod flood;

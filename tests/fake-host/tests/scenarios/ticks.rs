@@ -125,7 +125,7 @@ fn services(count: usize, capacity: u64) {
     for number in 0..count {
         let request = worker.request().get("/?user_key=alice");
         let stream = request
-            .host(&format!("{number}.example.com"))
+            .host(format!("{number}.example.com"))
             .send()
             .paused();
         worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));

@@ -1,0 +1,141 @@
+//! Requests that end while they wait: their places are somebody else's.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tollgate_fake_host::{Outcome, StreamId, Worker, authorized};
+
+use crate::support::*;
+
+/// As many as a worker lets wait, for questions and for bodies each.
+const PLACES: usize = 10_000;
+
+/// Requests, one after the other, as long as they wait; at most as many as there are places.
+fn fill(mut request: impl FnMut(usize) -> Outcome) -> Vec<StreamId> {
+    let mut streams = Vec::new();
+    while streams.len() < PLACES
+        && let Outcome::Paused(stream) = request(streams.len())
+    {
+        streams.push(stream);
+    }
+    streams
+}
+
+/// Requests of three applications, all of which end at once.
+fn come_and_go(worker: &Worker) {
+    let streams = fill(|number| get(worker, &format!("key-{}", number % 3)));
+    assert_eq!(streams.len(), PLACES);
+    for stream in streams {
+        worker.end_stream(stream);
+    }
+}
+
+#[track_caller]
+fn is_overloaded(outcome: Outcome) {
+    assert_eq!(outcome.reply().details, "tollgate_overloaded");
+}
+
+#[test]
+fn a_flood_of_requests_that_end_at_once_leaves_a_place() {
+    let (envoy, worker) = gateway(&plain());
+    come_and_go(&worker);
+    let alice = get(&worker, "alice").paused();
+    // Not twice in a moment: a look costs as much as a thousand requests.
+    let streams = fill(|number| get(&worker, &format!("key-{}", number % 3)));
+    assert_eq!(streams.len(), PLACES - 1);
+    for stream in streams {
+        worker.end_stream(stream);
+    }
+    is_overloaded(get(&worker, "bob"));
+    envoy.advance(Duration::from_millis(100));
+    let bob = get(&worker, "bob").paused();
+    for call in worker.calls() {
+        worker.answer(call.token, authorized().at(envoy.wall_ms()));
+    }
+    for stream in [alice, bob] {
+        worker.poll(stream).forwarded();
+    }
+    assert_eq!(books(&envoy, "hits").admitted, 2);
+    behaved(&envoy);
+}
+
+#[test]
+fn a_tick_frees_the_places_of_requests_that_have_ended() {
+    let (envoy, worker) = gateway(&plain());
+    come_and_go(&worker);
+    worker.tick();
+    let streams = fill(|number| get(&worker, &format!("key-{}", number % 3)));
+    assert_eq!(streams.len(), PLACES);
+    is_overloaded(get(&worker, "bob"));
+    for stream in &streams {
+        worker.end_stream(*stream);
+    }
+    // Time stands still, so nobody looks but the tick.
+    is_overloaded(get(&worker, "bob"));
+    worker.tick();
+    get(&worker, "bob").paused();
+    behaved(&envoy);
+}
+
+#[test]
+fn an_answer_is_kept_although_nobody_waits_any_more() {
+    let (envoy, workers) = gateway_of(2, &plain());
+    let stream = get(&workers[0], "alice").paused();
+    let other = get(&workers[1], "alice").paused();
+    workers[0].end_stream(stream);
+    envoy.advance(SECOND);
+    workers[0].tick();
+    let call = workers[0].only_call();
+    workers[0].answer(call.token, authorized().at(envoy.wall_ms()));
+    workers[1].poll(other).forwarded();
+    get(&workers[0], "alice").forwarded();
+    behaved(&envoy);
+}
+
+#[test]
+fn one_key_does_not_take_all_the_places() {
+    let (envoy, worker) = gateway(&plain());
+    let streams = fill(|_| get(&worker, "alice"));
+    assert_eq!(streams.len(), PLACES / 2);
+    is_overloaded(get(&worker, "alice"));
+    let bob = get(&worker, "bob").paused();
+    for call in worker.calls() {
+        worker.answer(call.token, authorized().at(envoy.wall_ms()));
+    }
+    worker.poll(bob).forwarded();
+    assert!(statuses(&worker, &streams).iter().all(Option::is_none));
+    behaved(&envoy);
+}
+
+#[test]
+fn bodies_that_never_come_of_requests_that_have_ended_leave_a_place() {
+    let mut service = service("1001", "api.example.com");
+    service["credentials"] = json!({ "user_key": [{ "body": "key" }] });
+    let (envoy, worker) = gateway(&configuration(json!({ "services": [service] })));
+    envoy.show_bodies();
+    let post = || {
+        let request = worker.request().post("/").with_body();
+        request
+            .header("content-type", "application/x-www-form-urlencoded")
+            .send()
+    };
+    for _ in 0..2 {
+        let streams = fill(|_| post());
+        assert_eq!(streams.len(), PLACES);
+        for stream in streams {
+            worker.end_stream(stream);
+        }
+        envoy.advance(Duration::from_millis(100));
+    }
+    let streams = fill(|_| post());
+    for stream in &streams {
+        worker.end_stream(*stream);
+    }
+    is_overloaded(post());
+    worker.tick();
+    let stream = post().paused();
+    let asking = worker.body(stream, "key=alice", true).paused();
+    worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+    worker.poll(asking).forwarded();
+    behaved(&envoy);
+}
