@@ -20,6 +20,7 @@ mod shape;
 mod sharing;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::rc::Rc;
 
@@ -37,6 +38,7 @@ pub use settings::{
     AuthorizationSettings, ReportingSettings, ServiceManagement, Uncertain, Unknown, UnmatchedHosts,
 };
 pub use sharing::{PathPrefix, PathPrefixError, RouteName, Share};
+pub use tokens::Tokens;
 
 /// What a variable of the VM's environment holds, if it is there.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;

@@ -199,7 +199,7 @@ impl UnmatchedHosts {
 }
 
 /// A duration within these bounds, both included.
-fn within(
+pub(super) fn within(
     value: Option<&Value>,
     place: &Place<'_>,
     (least, most): (Duration, Duration),
