@@ -66,8 +66,9 @@ impl ClaimCondition {
         let Some(claim) = claims.at(&self.path) else {
             return false;
         };
-        let has = |wanted: &Box<str>| values(claim).any(|value| *value == **wanted);
-        (self.any_of.is_empty() || self.any_of.iter().any(has)) && self.all_of.iter().all(has)
+        let has = |wanted: &str| values(claim).any(|value| value == wanted);
+        (self.any_of.is_empty() || self.any_of.iter().any(|wanted| has(wanted)))
+            && self.all_of.iter().all(|wanted| has(wanted))
     }
 }
 

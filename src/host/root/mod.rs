@@ -15,9 +15,11 @@ mod hurry;
 mod probes;
 mod requests;
 mod ticks;
+mod tokens;
 
 use self::at_work::AtWork;
 use self::flights::Listening;
+use self::tokens::Issuers;
 use super::local_reply::Reply;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
@@ -77,6 +79,11 @@ enum Call {
         kind: Kind,
         metrics: Vec<String>,
     },
+    /// The keys of an issuer's tokens, or the document that says where they are.
+    Keys {
+        source: usize,
+        document: bool,
+    },
     /// Usage of requests that had no record.
     Uncached {
         service: usize,
@@ -97,6 +104,8 @@ pub struct Root {
     breaker: Breaker,
     budget: Budget,
     calls: HashMap<u32, Call>,
+    /// Where services have tokens.
+    issuers: Issuers,
     unmatched: UnmatchedHosts,
     swept: u32,
     urgent_calls: UrgentCalls,
@@ -116,11 +125,12 @@ impl Root {
     ) -> Option<Self> {
         let key = seed::agree(&shared.data, &shared.offer)?;
         let accuracy = configuration.authorization.accuracy;
-        let services = configuration
+        let mut services: Vec<AtWork> = configuration
             .services
             .iter()
             .map(|service| AtWork::new(service, &key, accuracy, shared))
             .collect();
+        let issuers = tokens::set_up(&mut services, shared);
         let backend = Scope {
             cluster: configuration.service_management.cluster.clone(),
             authority: configuration.service_management.authority.clone(),
@@ -143,6 +153,7 @@ impl Root {
             breaker,
             budget,
             calls: HashMap::new(),
+            issuers,
             unmatched: UnmatchedHosts::define(),
             swept: 0,
             urgent_calls: UrgentCalls::default(),

@@ -64,6 +64,7 @@ impl Root {
                 self.refresh(index, shared, now);
             }
         }
+        self.look_after_keys(shared, now);
         self.hurry(shared, now);
         self.sweep(shared, now);
     }

@@ -4,8 +4,10 @@
 
 mod gateway;
 mod load;
+mod provider;
 mod recorder;
 
 pub use gateway::{Gateway, PATIENCE, SERVICE, Setup, wall_milliseconds};
 pub use load::{Load, Sample, percentile};
+pub use provider::Provider;
 pub use recorder::{Recorder, Seen};

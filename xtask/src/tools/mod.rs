@@ -8,6 +8,7 @@
 pub mod apt;
 pub mod envoy;
 pub mod node;
+pub mod oidc;
 pub mod test_runner;
 pub mod toolchain;
 pub mod wrk;
