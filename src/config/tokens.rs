@@ -508,3 +508,255 @@ fn claim_path(value: &Value, place: &Place<'_>) -> Result<ClaimPath, Configurati
     };
     path.ok_or_else(|| place.error(Problem::ClaimPath(shown(value))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Configuration;
+    use super::*;
+    use serde_json::json;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    fn issuer() -> Value {
+        json!({ "issuer": "https://id.example.com", "audiences": ["api"], "discovery": { "cluster": "id" } })
+    }
+
+    fn rules(rules: &Value, credentials: &Value) -> Result<Tokens, String> {
+        let configuration = json!({
+            "service_management": { "cluster": "c", "authority": "a" },
+            "services": [{
+                "id": "1001", "token": "t", "hosts": ["*"],
+                "credentials": credentials, "mapping_rules": rules,
+            }],
+        });
+        Configuration::parse(configuration.to_string().as_bytes(), &|_| None)
+            .map(|configuration| *configuration.services[0].tokens.clone().unwrap())
+            .map_err(|error| error.to_string())
+    }
+
+    fn tokens(token: &Value) -> Result<Tokens, String> {
+        let rule = json!([{ "pattern": "/", "usage": { "hits": 1 } }]);
+        rules(&rule, &json!({ "token": token }))
+    }
+
+    /// An issuer with a field changed.
+    fn with(field: &str, value: Value) -> Value {
+        let mut issuer = issuer();
+        issuer[field] = value;
+        json!({ "issuers": [issuer] })
+    }
+
+    #[test]
+    fn an_issuer_has_defaults() {
+        let Tokens { policy, required } = tokens(&json!({ "issuers": [issuer()] })).unwrap();
+        let issuer = &policy.issuers[0];
+        assert_eq!((issuer.leeway, issuer.application.len()), (5, 2));
+        assert!(issuer.algorithms.is_empty() && required.is_none() && policy.headers.is_empty());
+        assert_eq!(
+            (policy.verifications_per_second, policy.remembered),
+            (200, 10_000)
+        );
+        let KeySource::Discovery(discovery) = &issuer.keys else {
+            panic!("no discovery")
+        };
+        let path = "/.well-known/openid-configuration";
+        assert!(matches!(&discovery.start, Start::Document(url) if url.path == path));
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_issuer_is_told_with_its_place() {
+        let key = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU";
+        let off_curve = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "x": key, "y": key }] });
+        for (token, message) in [
+            (json!({ "issuers": [] }), "issuers: is empty"),
+            (
+                json!({ "issuers": [issuer(), issuer()] }),
+                "issuers[1].issuer: \"https://id.example.com\": is named before",
+            ),
+            (with("issuer", json!("")), "issuers[0].issuer: is empty"),
+            (
+                with("issuer", json!("id")),
+                "issuers[0].issuer: \"id\": must be a URL",
+            ),
+            (
+                with("audiences", json!([])),
+                "issuers[0].audiences: is empty",
+            ),
+            (
+                with("audiences", json!(["a", ""])),
+                "issuers[0].audiences[1]: is empty",
+            ),
+            (
+                with("jwks", off_curve.clone()),
+                "issuers[0]: must say where the keys are",
+            ),
+            (
+                json!({ "issuers": [{ "issuer": "i", "audiences": ["a"] }] }),
+                "issuers[0]: must say where the keys are",
+            ),
+            (
+                json!({ "issuers": [{ "issuer": "i", "audiences": ["a"], "jwks": off_curve }] }),
+                "issuers[0].jwks: has no key for signatures",
+            ),
+            (
+                json!({ "issuers": [{ "issuer": "i", "audiences": ["a"], "jwks": "{}" }] }),
+                "issuers[0].jwks: is no object",
+            ),
+            (with("claim", json!([])), "issuers[0].claim: is empty"),
+            (
+                with("claim", json!(["a", "b..c"])),
+                "issuers[0].claim[1]: \"b..c\": must be the name of a claim",
+            ),
+            (with("claim", json!([1])), "issuers[0].claim[0]: 1: must be"),
+            (
+                with("leeway", json!("10m")),
+                "issuers[0].leeway: \"10m\": must be from 0s to 5m",
+            ),
+            (
+                with("algorithms", json!(["HS256"])),
+                "issuers[0].algorithms[0]: \"HS256\": must be one of RS256",
+            ),
+            (
+                with("algorithms", json!([])),
+                "issuers[0].algorithms: is empty",
+            ),
+            (
+                with("discovery", json!({ "cluster": "" })),
+                "issuers[0].discovery.cluster: is empty",
+            ),
+            (
+                with("discovery", json!({ "cluster": "c", "jwks_uri": "/jwks" })),
+                "issuers[0].discovery.jwks_uri: \"/jwks\": must be a URL",
+            ),
+            (
+                json!({ "issuers": [issuer()], "places": [{ "body": "t" }] }),
+                "places[0]: tokens are not looked for in bodies",
+            ),
+            (
+                json!({ "issuers": [issuer()], "places": [] }),
+                "places: is empty",
+            ),
+            (
+                json!({ "issuers": [issuer()], "places": [{ "bearer": {} }, { "bearer": {} }] }),
+                "places[1]: is named before",
+            ),
+            (
+                json!({ "issuers": [issuer()], "claims_to_headers": { "Host": "azp" } }),
+                "claims_to_headers.Host: \"Host\": this header is",
+            ),
+            (
+                json!({ "issuers": [issuer()], "claims_to_headers": { ":path": "azp" } }),
+                "claims_to_headers[\":path\"]: \":path\": a header name",
+            ),
+            (
+                json!({ "issuers": [issuer()], "claims_to_headers": { "x-a": "a", "X-A": "b" } }),
+                "claims_to_headers.X-A: stands here twice",
+            ),
+        ] {
+            let error = tokens(&token).unwrap_err();
+            let message = format!("services[0].credentials.token.{message}");
+            assert!(error.starts_with(&message), "{error}\n{message}");
+        }
+        let beside = json!({ "token": { "issuers": [issuer()] }, "user_key": [{ "query": "k" }] });
+        let rule = json!([{ "pattern": "/", "usage": { "hits": 1 } }]);
+        let error = rules(&rule, &beside).unwrap_err();
+        assert!(
+            error.starts_with("services[0].credentials.user_key: cannot stand beside token"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_requirement_is_told_with_its_place() {
+        let token = json!({ "token": { "issuers": [issuer()] } });
+        let key = json!({ "user_key": [{ "query": "k" }] });
+        let claims = |claim: Value| json!({ "claims": [claim] });
+        for (credentials, require, message) in [
+            (
+                &key,
+                json!({ "scopes": ["a"] }),
+                ": needs credentials.token",
+            ),
+            (&token, json!({}), ": requires nothing"),
+            (&token, json!({ "scopes": [""] }), ".scopes[0]: is empty"),
+            (
+                &token,
+                claims(json!({ "claim": "a" })),
+                ".claims[0]: requires nothing",
+            ),
+            (
+                &token,
+                claims(json!({ "claim": [], "any_of": ["a"] })),
+                ".claims[0].claim: a list: must be",
+            ),
+            (
+                &token,
+                claims(json!({ "claim": "a", "all_of": [""] })),
+                ".claims[0].all_of[0]: is empty",
+            ),
+            (
+                &token,
+                claims(json!({ "any_of": ["a"] })),
+                ".claims[0].claim: is missing",
+            ),
+        ] {
+            let rule = json!([{ "pattern": "/", "usage": { "hits": 1 }, "require": require }]);
+            let error = rules(&rule, credentials).unwrap_err();
+            let message = format!("services[0].mapping_rules[0].require{message}");
+            assert!(error.starts_with(&message), "{error}\n{message}");
+        }
+    }
+
+    #[test]
+    fn a_request_must_meet_what_all_its_rules_require() {
+        let rule = |pattern: &str, scope: &str, last: bool| {
+            let mut rule = json!({ "pattern": pattern, "usage": { "hits": 1 }, "last": last });
+            if !scope.is_empty() {
+                rule["require"] = json!({ "scopes": [scope] });
+            }
+            rule
+        };
+        let all = json!([
+            rule("/free", "", true),
+            rule("/a", "x", false),
+            rule("/a/b", "y", false),
+            rule("/c", "x", false),
+            rule("/", "", false),
+        ]);
+        let tokens = rules(&all, &json!({ "token": { "issuers": [issuer()] } })).unwrap();
+        assert_eq!(tokens.policy.requirements.len(), 2);
+        let none = Requirements::default();
+        for (path, required) in [
+            ("/", none),
+            ("/free/a", none),
+            ("/a", none.with(0)),
+            ("/a/b?c", none.with(0).with(1)),
+            ("/c", none.with(0)),
+            ("/%61/x/../b", none.with(0).with(1)),
+        ] {
+            assert_eq!(tokens.required(b"GET", path.as_bytes()), required, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_service_has_63_requirements_and_no_more() {
+        let all = |count: usize| {
+            let rule = |number: usize| {
+                let scope = number.to_string();
+                json!({ "pattern": format!("/{number}$"), "usage": { "hits": 1 }, "require": { "scopes": [scope] } })
+            };
+            let all: Vec<Value> = (0..count).map(rule).collect();
+            rules(&json!(all), &json!({ "token": { "issuers": [issuer()] } }))
+        };
+        let tokens = all(63).unwrap();
+        assert_eq!(
+            tokens.required(b"GET", b"/62"),
+            Requirements::default().with(62)
+        );
+        assert!(
+            all(64)
+                .unwrap_err()
+                .starts_with("services[0].mapping_rules[63].require: is the 64th")
+        );
+    }
+}

@@ -103,7 +103,7 @@ impl Reply {
         let case = match self {
             Self::NoService => "no_service",
             Self::NoCredential | Self::NoToken => "no_credential",
-            Self::InvalidToken(flaw) => return format!("tollgate_{flaw}"),
+            Self::InvalidToken(flaw) => flaw.as_str(),
             Self::InsufficientScope => "insufficient_scope",
             Self::KeysUnavailable => "keys_unavailable",
             Self::OverPace => "token_over_budget",

@@ -25,8 +25,6 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use thiserror::Error;
-
 pub use algorithm::Algorithm;
 pub use cache::{Cache, Remembered, TokenDigest};
 pub use claims::{ClaimPath, Claims};
@@ -41,39 +39,48 @@ pub use requirement::{ClaimCondition, Requirement, Requirements};
 
 /// Why a token is not valid. Callers are told no more than that (RFC 6750, 3.1:
 /// `invalid_token`); the access log has the word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     /// Not three parts of base64 and JSON, too long, or a claim of another type.
-    #[error("token_malformed")]
     Malformed,
     /// Not signed, signed with a shared secret, or in a way that is not accepted of its issuer.
-    #[error("token_algorithm")]
     Algorithm,
     /// It has a critical extension.
-    #[error("token_critical")]
     Critical,
     /// Of another issuer, or of none.
-    #[error("token_issuer")]
     Issuer,
     /// For somebody else.
-    #[error("token_audience")]
     Audience,
     /// It has no `exp`.
-    #[error("token_without_expiry")]
     NoExpiry,
     /// It was valid once.
-    #[error("token_expired")]
     Expired,
     /// It is not valid yet, or was made in the future.
-    #[error("token_premature")]
     Premature,
     /// No key of its issuer has made its signature.
-    #[error("token_signature")]
     Signature,
     /// Its issuer has no key that it could be signed with.
-    #[error("token_key")]
     Key,
     /// No claim names the application, or names several.
-    #[error("token_application")]
     Application,
+}
+
+impl Flaw {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "token_malformed",
+            Self::Algorithm => "token_algorithm",
+            Self::Critical => "token_critical",
+            Self::Issuer => "token_issuer",
+            Self::Audience => "token_audience",
+            Self::NoExpiry => "token_without_expiry",
+            Self::Expired => "token_expired",
+            Self::Premature => "token_premature",
+            Self::Signature => "token_signature",
+            Self::Key => "token_key",
+            Self::Application => "token_application",
+        }
+    }
 }

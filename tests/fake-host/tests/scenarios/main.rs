@@ -25,4 +25,5 @@ mod sums;
 mod support;
 mod table;
 mod ticks;
+mod tokens;
 mod worded;
