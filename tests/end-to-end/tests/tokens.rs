@@ -363,3 +363,38 @@ async fn without_any_keys_a_token_is_not_called_invalid() -> Result<()> {
     gateway.envoy.wait_for_access_log(unavailable).await?;
     Ok(())
 }
+
+/// Prints what a first verification costs Envoy in WebAssembly: its CPU time for requests with
+/// tokens that are new, less that for the same requests again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy, the module and the provider: run cargo xtask test"]
+async fn what_a_first_verification_costs() -> Result<()> {
+    const TOKENS: u32 = 200;
+    let provider = Provider::start().await?;
+    let pace = json!({ "verifications_per_second": 100_000 });
+    let gateway = start(&provider, pace, json!({})).await?;
+    let client = gateway.client()?;
+    println!("first verification, in us of Envoy's CPU");
+    for algorithm in ["RS256", "PS256", "ES256", "ES384", "EdDSA"] {
+        let like = format!("alg={algorithm}");
+        let mut tokens = Vec::new();
+        for _ in 0..TOKENS {
+            tokens.push(provider.token("free", "", &like).await?);
+        }
+        let mut times = Vec::new();
+        let before = gateway.counter("token_verifications").await?;
+        for _ in 0..2 {
+            let start = gateway.envoy.cpu_time()?;
+            for token in &tokens {
+                assert_eq!(get(&client, token).await?.status, 200);
+            }
+            times.push(gateway.envoy.cpu_time()?.saturating_sub(start));
+        }
+        // Where both workers see a token, each looks at it once.
+        let verified = gateway.counter("token_verifications").await? - before;
+        assert!((200..=400).contains(&verified), "{verified}");
+        let first = times[0].saturating_sub(times[1]) / TOKENS;
+        println!("{algorithm} {:>8}", first.as_micros());
+    }
+    Ok(())
+}

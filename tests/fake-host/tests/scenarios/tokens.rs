@@ -26,7 +26,7 @@ impl Issuer {
 
     /// What it answers to a call.
     fn answer(&self, call: &Call) -> Answer {
-        let body = match call.path().as_ref() {
+        let body = match call.path() {
             "/.well-known/openid-configuration" => {
                 json!({ "issuer": ISSUER, "jwks_uri": format!("{ISSUER}/jwks") })
             }
@@ -113,10 +113,7 @@ fn send(worker: &Worker, token: &str) -> Outcome {
 }
 
 fn about_keys(call: &Call) -> bool {
-    matches!(
-        call.path().as_ref(),
-        "/jwks" | "/.well-known/openid-configuration"
-    )
+    matches!(call.path(), "/jwks" | "/.well-known/openid-configuration")
 }
 
 /// Answers all calls of a worker until there are none: the issuer's, and that every application is
