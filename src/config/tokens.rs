@@ -650,7 +650,7 @@ mod tests {
             ),
             (
                 json!({ "issuers": [issuer()], "claims_to_headers": { "x-a": "a", "X-A": "b" } }),
-                "claims_to_headers.X-A: stands here twice",
+                "claims_to_headers.x-a: stands here twice",
             ),
         ] {
             let error = tokens(&token).unwrap_err();
