@@ -86,6 +86,17 @@ impl PublicKey {
         }
     }
 
+    /// About how many milliseconds of a worker a signature takes, in WebAssembly: what it counts
+    /// against the worker's pace. RSA's grows with the square of the key's length.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        match self {
+            Self::Rsa(key) => key.n().bits().div_ceil(2_048).saturating_pow(2),
+            Self::P256(_) | Self::Ed25519(_) => 1,
+            Self::P384(_) => 5,
+        }
+    }
+
     /// Whether this is the signature of the message by this key; false as well where the
     /// algorithm does not [fit](Self::fits). Signatures have the form of RFC 7518, 3 and RFC
     /// 8037, 3.1: of ECDSA the two numbers one behind the other.

@@ -1,4 +1,5 @@
-//! How many signatures a worker verifies in a second: a token bucket of its own.
+//! How many signatures a worker verifies in a second: a token bucket of its own. One that takes
+//! longer counts for several.
 //!
 //! Apart from the gateway's budget of questions because what it saves is this worker's time, which
 //! no other worker can give back.

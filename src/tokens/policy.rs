@@ -166,7 +166,15 @@ impl Policy {
 }
 
 impl Candidate<'_> {
-    /// How many keys there are to try: what [`verify`](Self::verify) costs, in signatures.
+    /// What [`verify`](Self::verify) costs at most: the sum over the keys that there are to try
+    /// ([`PublicKey::cost`](super::PublicKey::cost)).
+    #[must_use]
+    pub fn cost(&self, keys: &KeySet) -> usize {
+        let costs = self.keys(keys).map(|key| key.public().cost());
+        costs.fold(0, usize::saturating_add)
+    }
+
+    /// How many keys there are to try.
     #[must_use]
     pub fn tries(&self, keys: &KeySet) -> usize {
         self.keys(keys).count()

@@ -358,6 +358,10 @@ fn an_rsa_key_has_2048_to_8192_bits_and_an_odd_exponent() {
             "{bits}"
         );
     }
+    for (bits, cost) in [(2_048, 1), (3_072, 4), (4_096, 4), (8_192, 16)] {
+        let key = PublicKey::rsa(&modulus(bits), &[1, 0, 1]).unwrap();
+        assert_eq!(key.cost(), cost, "{bits}");
+    }
     for exponent in [
         &[][..],
         &[0],

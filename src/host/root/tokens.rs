@@ -207,7 +207,7 @@ impl TokensAtWork {
             };
             let tried = keys.map(|keys| {
                 let tries = candidate.tries(&keys);
-                if !self.pace.take(tries, now.monotonic) {
+                if !self.pace.take(candidate.cost(&keys), now.monotonic) {
                     self.stats.add(TokenCounter::OverPace, 1);
                     return Err(Checked::Refused(Reply::OverPace));
                 }
