@@ -8,7 +8,8 @@
 
 use thiserror::Error;
 
-/// What a value was when it was read. Never kept across callbacks: the counter wraps.
+/// What a value was when it was read. Never kept across callbacks, for the counter wraps; but see
+/// [`Guess`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(pub u32);
 
@@ -21,6 +22,18 @@ impl Token {
 
     /// Overwrites whatever is there.
     pub const OVERWRITE: Self = Self(0);
+}
+
+/// What the token of a value may be that was set here; kept for a while.
+///
+/// Invariant: until the time `until`, it is the value's token, or one that no value of its key
+/// has. So a set with it replaces the very value that was set here, or fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guess {
+    /// The token to set with.
+    pub token: Token,
+    /// When it is good no more: milliseconds of the steady clock.
+    pub until: u64,
 }
 
 /// Why a value was not set.
@@ -48,6 +61,20 @@ pub trait SharedData {
     /// # Errors
     /// `Mismatch` if it is not; `Unavailable` if the host refused.
     fn set(&self, key: &[u8], value: &[u8], token: Token) -> Result<(), SetError>;
+
+    /// What the last set that succeeded was given, if that can be guessed.
+    ///
+    /// A guess is never more than the true token: it is where the counter of all tokens was
+    /// known to be, and one more for each set from here since then. If others have set something meanwhile, the true
+    /// token is larger. It never falls, so then no value of this key has, or will ever have, the
+    /// token that was guessed (but for the counter coming around, which [`Guess::until`] is
+    /// about), and a set with it fails.
+    fn last_token(&self) -> Option<Guess> {
+        None
+    }
+
+    /// Finds out anew where the counter of all tokens stands. Takes some calls to the host.
+    fn find_counter(&self) {}
 }
 
 /// How often a lost race is tried again. Losing all of them takes as many other

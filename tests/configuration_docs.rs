@@ -218,6 +218,7 @@ fn the_documented_defaults_are_the_defaults() {
             "exempt",
             "replies",
             "rate_limit_headers",
+            "authorization",
         ],
     );
     remove(&mut service["mapping_rules"][0], &["method", "last"]);
@@ -251,6 +252,7 @@ fn every_field_is_in_the_reference() {
         r#"{ "services": [{ "credentials": { "token": { "?": 0 } } }] }"#,
         r#"{ "services": [{ "credentials": { "token": { "issuers": [{ "?": 0 }] } } }] }"#,
         r#"{ "services": [{ "credentials": { "token": { "issuers": [{ "discovery": { "?": 0 } }] } } }] }"#,
+        r#"{ "services": [{ "authorization": { "?": 0 } }] }"#,
         r#"{ "authorization": { "?": 0 } }"#,
         r#"{ "reporting": { "?": 0 } }"#,
         r#"{ "replies": { "denied": { "?": 0 } } }"#,
@@ -300,7 +302,12 @@ fn document(name: &str) -> String {
 #[test]
 fn every_counter_is_in_the_description_of_operations_and_no_other() {
     let mut counters = names("src/host/stats.rs", "const ALL:", "];\n");
-    let gauges = ["usage_pending", "usage_in_flight", "metrics_unknown"];
+    let gauges = [
+        "usage_pending",
+        "usage_in_flight",
+        "metrics_unknown",
+        "refreshes_waiting",
+    ];
     counters.extend(gauges.map(str::to_owned));
     counters.extend(names("src/host/root/tokens.rs", "let names = [", "];\n"));
     let operations = document("docs/operations.md");

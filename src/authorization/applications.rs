@@ -6,6 +6,7 @@
 
 use super::accepted::Accepted;
 use super::accuracy::Accuracy;
+use super::budget::Caller;
 use super::in_place;
 use super::keys::{ColdValues, KeyList, Keys};
 use super::marks::{Mark, Marks};
@@ -204,54 +205,56 @@ impl Applications {
                     }),
                 )
             };
-            let seen = self.table.change_in_place(data, digest, usual, |record| {
-                let freshness = record.freshness(now);
-                if freshness == Freshness::Expired {
-                    return Change::Keep(Reached::Nothing);
-                }
-                if record.denial.is_none() {
-                    match key.map(|key| key_standing(record, &shown, key, cold)) {
-                        None | Some(KeyStanding::Good) => {}
-                        Some(KeyStanding::Unknown) if accepted => {}
-                        Some(standing) => return Change::Keep(Reached::AtKey(standing)),
+            let seen = self
+                .table
+                .change_in_place(data, digest, Some(now), usual, |record| {
+                    let freshness = record.freshness(now);
+                    if freshness == Freshness::Expired {
+                        return Change::Keep(Reached::Nothing);
                     }
-                    match referrer {
-                        Remembered::Accepted => {}
-                        _ if record.keys == Keys::Unheard => {}
-                        Remembered::Refused(denial) => {
-                            return Change::Keep(Reached::Refused(Refusal::Denied(denial)));
+                    if record.denial.is_none() {
+                        match key.map(|key| key_standing(record, &shown, key, cold)) {
+                            None | Some(KeyStanding::Good) => {}
+                            Some(KeyStanding::Unknown) if accepted => {}
+                            Some(standing) => return Change::Keep(Reached::AtKey(standing)),
                         }
-                        Remembered::Nothing => return Change::Keep(Reached::AtReferrer),
+                        match referrer {
+                            Remembered::Accepted => {}
+                            _ if record.keys == Keys::Unheard => {}
+                            Remembered::Refused(denial) => {
+                                return Change::Keep(Reached::Refused(Refusal::Denied(denial)));
+                            }
+                            Remembered::Nothing => return Change::Keep(Reached::AtReferrer),
+                        }
                     }
-                }
-                let stale = freshness == Freshness::Stale;
-                let refresh = stale && !record.refresh_marked;
-                record.refresh_marked |= refresh;
-                let first = !record.has_pending();
-                match record.admit(usage, metrics, now) {
-                    Ok(()) => Change::Write(Reached::Decided(Seen {
-                        verdict: Verdict::Admitted { stale },
-                        dirty: first,
-                        refresh,
-                        urgent: record.take_urgent(),
-                        quota: quota_to_tell(application, record, Ok(())),
-                    })),
-                    Err(refusal) => {
-                        let seen = Reached::Decided(Seen {
-                            verdict: Verdict::Refused(refusal),
-                            dirty: false,
+                    let stale = freshness == Freshness::Stale;
+                    let refresh = stale && !record.refresh_marked;
+                    record.refresh_marked |= refresh;
+                    let first = !record.has_pending();
+                    match record.admit(usage, metrics, now) {
+                        Ok(()) => Change::Write(Reached::Decided(Seen {
+                            verdict: Verdict::Admitted { stale },
+                            dirty: first,
                             refresh,
-                            urgent: refusal == Refusal::Early,
-                            quota: quota_to_tell(application, record, Err(refusal)),
-                        });
-                        if refresh {
-                            Change::Write(seen)
-                        } else {
-                            Change::Keep(seen)
+                            urgent: record.take_urgent(),
+                            quota: quota_to_tell(application, record, Ok(())),
+                        })),
+                        Err(refusal) => {
+                            let seen = Reached::Decided(Seen {
+                                verdict: Verdict::Refused(refusal),
+                                dirty: false,
+                                refresh,
+                                urgent: refusal == Refusal::Early,
+                                quota: quota_to_tell(application, record, Err(refusal)),
+                            });
+                            if refresh {
+                                Change::Write(seen)
+                            } else {
+                                Change::Keep(seen)
+                            }
                         }
                     }
-                }
-            })?;
+                })?;
             match seen {
                 Some((slot, Reached::Decided(seen))) => {
                     if seen.dirty {
@@ -575,6 +578,20 @@ impl Applications {
             self.marks(Mark::Stale, application.scope).set(data, slot);
         }
         Ok(())
+    }
+
+    /// Who is asked about: whether service management let this application in when it was asked
+    /// last, and that was long ago. Not whoever is known and shows another key or referrer: anybody
+    /// can make those up.
+    pub fn caller(&mut self, data: &impl SharedData, digest: Digest, now: Moment) -> Caller {
+        let returns = |record: &mut Record| {
+            let accepted = record.denial.is_none() && !record.alone;
+            Change::Keep(accepted && record.freshness(now) == Freshness::Expired)
+        };
+        match self.table.change(data, digest, returns) {
+            Ok(Some((_, true))) => Caller::Returning,
+            _ => Caller::Stranger,
+        }
     }
 
     /// Lets an application in that nobody could say anything about, for a while.

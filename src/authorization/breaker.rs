@@ -70,6 +70,15 @@ impl Breaker {
             .map_or(Passage::Closed, |(state, _)| state.passage(now))
     }
 
+    /// For how many milliseconds nobody will be asked; 0 if somebody is now, or if whoever
+    /// asks may come back any moment.
+    #[must_use]
+    pub fn pause(&self, data: &impl SharedData, now: Moment) -> u64 {
+        self.read(data, now).map_or(0, |(state, _)| {
+            state.open_until.saturating_sub(now.monotonic)
+        })
+    }
+
     /// Asks, if it may: with the breaker half open only one at a time does, for as long as a
     /// question takes (milliseconds).
     #[must_use]
@@ -238,6 +247,8 @@ mod tests {
     fn when_the_pause_is_over_one_probes_and_an_answer_closes_it() {
         let data = opened();
         assert!(!BREAKER.pass(&data, at(499), 100));
+        assert_eq!(BREAKER.pause(&data, at(1)), 499);
+        assert_eq!(BREAKER.pause(&data, at(500)), 0);
         assert_eq!(BREAKER.passage(&data, at(500)), Passage::HalfOpen);
         assert!(BREAKER.pass(&data, at(500), 100));
         assert!(!BREAKER.pass(&data, at(599), 100));

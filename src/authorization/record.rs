@@ -16,7 +16,7 @@ use super::units::Units;
 use crate::credentials::{Digest, Kind};
 use crate::mapping::{Metrics, Usage};
 use crate::moment::Moment;
-use crate::service_management::{Authorization, Denial};
+use crate::service_management::{Authorization, Denial, MAX_USAGE};
 use std::cmp::Reverse;
 use thiserror::Error;
 
@@ -129,18 +129,26 @@ impl Entry {
 pub struct Dispatched {
     /// Unix seconds to report it at.
     pub at: u64,
-    /// Metric names and deltas, each above 0. A name stands here once: of two, the
+    /// Metric names and deltas, each above 0 and at most [`MAX_USAGE`]. A name stands here once: of two, the
     /// backend would count the last.
     pub usage: Vec<(String, u64)>,
 }
 
 impl Dispatched {
-    /// Adds usage. A metric can have an hour's entry and a minute's at the same time,
-    /// where the wall clock went back.
-    fn add(&mut self, metric: &str, delta: u64) {
+    /// Adds usage, as much as a transaction may have of a metric. Returns how much. A metric can
+    /// have an hour's entry and a minute's at the same time, where the wall clock went back.
+    fn add(&mut self, metric: &str, delta: u64) -> u64 {
         match self.usage.iter_mut().find(|(name, _)| name == metric) {
-            Some((_, sum)) => *sum = sum.saturating_add(delta),
-            None => self.usage.push((metric.to_owned(), delta)),
+            Some((_, sum)) => {
+                let fits = delta.min(MAX_USAGE.saturating_sub(*sum));
+                *sum = sum.saturating_add(fits);
+                fits
+            }
+            None => {
+                let fits = delta.min(MAX_USAGE);
+                self.usage.push((metric.to_owned(), fits));
+                fits
+            }
         }
     }
 }
@@ -494,7 +502,7 @@ impl Record {
     }
 
     /// A number that differs between gateways and moments.
-    fn luck(&self, moment: u64) -> u64 {
+    pub(super) fn luck(&self, moment: u64) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.digest.0;
         mix(u64::from_le_bytes([a, b, c, d, e, f, g, h]), moment)
     }
@@ -637,20 +645,25 @@ impl Record {
             }
             let metric = self.names.text(entry.name);
             let full = transactions.len() >= most;
-            match transactions.last_mut() {
+            let count = match transactions.last_mut() {
                 Some(last) if last.at == entry.at => last.add(metric, entry.pending),
                 _ if full => break,
-                _ => transactions.push(Dispatched {
-                    at: entry.at,
-                    usage: vec![(metric.to_owned(), entry.pending)],
-                }),
-            }
+                _ => {
+                    let mut next = Dispatched {
+                        at: entry.at,
+                        usage: Vec::new(),
+                    };
+                    let count = next.add(metric, entry.pending);
+                    transactions.push(next);
+                    count
+                }
+            };
             self.change_limits(&entry, metrics, |limit| {
-                limit.sent = limit.sent.saturating_add(entry.pending);
+                limit.sent = limit.sent.saturating_add(count);
             });
             if let Some(entry) = self.usage.get_mut(index) {
-                entry.in_flight = entry.in_flight.saturating_add(entry.pending);
-                entry.pending = 0;
+                entry.in_flight = entry.in_flight.saturating_add(count);
+                entry.pending = entry.pending.saturating_sub(count);
             }
         }
         if !transactions.is_empty() {

@@ -838,3 +838,35 @@ fn without_a_limit_on_what_a_request_costs_there_is_nothing_to_tell() {
         assert_eq!(record.quota(false), None);
     }
 }
+
+#[test]
+fn more_than_the_backend_can_count_in_one_transaction_leaves_in_several_batches() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    let huge = usage(&metrics, &[("hits", u64::MAX / 4)]);
+    for _ in 0..3 {
+        record.admit(&huge, &metrics, at(0)).unwrap();
+    }
+    // The same minute as the latest of an hour's entry: one transaction, one sum.
+    let minute = record.usage[0].at;
+    record.usage.push(Entry {
+        hour: true,
+        pending: 1_000,
+        ..record.usage[0]
+    });
+    record.ledger[0].admitted += 1_000;
+    let mut sent = 0;
+    for batch in 1..=2 {
+        let transactions = record.dispatch(batch, u64::MAX, 10, &metrics);
+        assert_eq!(transactions.len(), 1);
+        assert_eq!(transactions[0].at, minute);
+        let delta = transactions[0].usage[0].1;
+        assert!(delta <= MAX_USAGE, "{delta} in batch {batch}");
+        sent += delta;
+        assert_conserved(&record);
+        record.settle(batch, Outcome::Acknowledged, &metrics, at(1));
+        assert_conserved(&record);
+    }
+    assert_eq!(sent, u64::MAX / 4 * 3 + 1_000);
+    assert!(!record.has_pending());
+}

@@ -11,6 +11,7 @@
 //! of two in one slot the later takes over, and the earlier fails to go live.
 
 use super::codec;
+use super::recent::Recent;
 use super::record::{Record, State};
 use crate::credentials::Digest;
 use crate::moment::Moment;
@@ -64,6 +65,7 @@ pub struct Table {
     record: Record,
     value: Vec<u8>,
     encoded: Vec<u8>,
+    recent: Recent,
 }
 
 impl Table {
@@ -80,7 +82,13 @@ impl Table {
             record: Record::vacant(),
             value: Vec::new(),
             encoded: Vec::new(),
+            recent: Recent::new(),
         }
+    }
+
+    /// It is known again where the counter of tokens stands.
+    pub fn trust_again(&mut self) {
+        self.recent.trust_again();
     }
 
     /// Number of slots.
@@ -107,11 +115,12 @@ impl Table {
         digest: Digest,
         change: impl FnMut(&mut Record) -> Change<T>,
     ) -> Result<Option<(Slot, T)>, TableError> {
-        self.change_in_place(data, digest, |_| None, change)
+        self.change_in_place(data, digest, None, |_| None, change)
     }
 
-    /// As [`Table::change`], but first `in_place` may make the change on the bytes that
-    /// were read: `None` if it cannot, and has changed nothing.
+    /// As [`Table::change`], but first `in_place` may make the change on the bytes of the
+    /// record: `None` if it cannot, and has changed nothing. With the time `now` they need not be read
+    /// where this VM wrote them lately.
     ///
     /// # Errors
     /// As [`Table::change`].
@@ -119,6 +128,7 @@ impl Table {
         &mut self,
         data: &impl SharedData,
         digest: Digest,
+        now: Option<Moment>,
         mut in_place: impl FnMut(&mut [u8]) -> Option<T>,
         mut change: impl FnMut(&mut Record) -> Change<T>,
     ) -> Result<Option<(Slot, T)>, TableError> {
@@ -126,6 +136,11 @@ impl Table {
             let Some(slot) = self.locate(data, digest)? else {
                 return Ok(None);
             };
+            if let Some(now) = now
+                && let Some(done) = self.change_unread(data, slot, now, &mut in_place)?
+            {
+                return Ok(Some((slot, done)));
+            }
             match self.try_change(data, slot, &mut in_place, |record| {
                 (record.digest == digest).then(|| change(record))
             })? {
@@ -161,6 +176,44 @@ impl Table {
         Err(TableError::Unavailable)
     }
 
+    /// Changes a record as this VM wrote it last, if it is still that.
+    fn change_unread<T>(
+        &mut self,
+        data: &impl SharedData,
+        slot: Slot,
+        now: Moment,
+        in_place: impl FnOnce(&mut [u8]) -> Option<T>,
+    ) -> Result<Option<T>, TableError> {
+        let Some(kept) = self.recent.find(slot, now.monotonic) else {
+            return Ok(None);
+        };
+        let Some(done) = in_place(&mut kept.bytes) else {
+            return Ok(None);
+        };
+        let key = Key::new(KIND, 0, slot.0);
+        match (
+            data.set(key.as_bytes(), &kept.bytes, kept.guess.token),
+            data.last_token(),
+        ) {
+            (Ok(()), Some(guess)) => {
+                kept.guess = guess;
+                self.recent.hit();
+                Ok(Some(done))
+            }
+            (Ok(()), None) => {
+                self.recent.forget(slot);
+                Ok(Some(done))
+            }
+            (Err(error), _) => {
+                self.recent.forget(slot);
+                if self.recent.missed() {
+                    data.find_counter();
+                }
+                won(Err(error)).map(|_| None)
+            }
+        }
+    }
+
     fn try_change<T>(
         &mut self,
         data: &impl SharedData,
@@ -171,7 +224,13 @@ impl Table {
         let key = Key::new(KIND, 0, slot.0);
         let token = self.fetch(data, &key)?;
         if let Some(done) = in_place(&mut self.value) {
-            return attempt(data.set(key.as_bytes(), &self.value, token), done);
+            let set = data.set(key.as_bytes(), &self.value, token);
+            if set.is_ok()
+                && let Some(guess) = data.last_token()
+            {
+                self.recent.keep(slot, &mut self.value, guess);
+            }
+            return attempt(set, done);
         }
         self.decode();
         if self.record.state != State::Live {
@@ -182,6 +241,7 @@ impl Table {
             Some(Change::Keep(done)) => Ok(Attempt::Done(done)),
             Some(Change::Write(done)) => {
                 codec::encode(&self.record, &mut self.encoded);
+                self.recent.forget(slot);
                 attempt(data.set(key.as_bytes(), &self.encoded, token), done)
             }
         }

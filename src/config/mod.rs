@@ -21,6 +21,7 @@ mod sharing;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod trust;
 
 use std::rc::Rc;
 
@@ -35,10 +36,11 @@ pub use replies::{Outcome, Replies, ReplyForm, ReplyHeader, ReplyHeaderError};
 pub use secret::Secret;
 pub use service::{Right, Service};
 pub use settings::{
-    AuthorizationSettings, ReportingSettings, ServiceManagement, Uncertain, Unknown, UnmatchedHosts,
+    AuthorizationSettings, ReportingSettings, ServiceManagement, Uncertain, UnmatchedHosts,
 };
 pub use sharing::{PathPrefix, PathPrefixError, RouteName, Share};
 pub use tokens::Tokens;
+pub use trust::{Trust, Unknown};
 
 /// What a variable of the VM's environment holds, if it is there.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -80,6 +82,8 @@ impl Configuration {
             &root.field("service_management"),
         )?;
 
+        let authorization =
+            AuthorizationSettings::check(&shape.authorization.0, &root.field("authorization"))?;
         let replies = Replies::default().changed(&shape.replies, &root.field("replies"))?;
         let place = root.field("services");
         if shape.services.is_empty() {
@@ -91,8 +95,14 @@ impl Configuration {
         let mut hosts = HostTable::default();
         for (index, shape) in shape.services.into_iter().enumerate() {
             let place = place.index(index);
-            let service =
-                Service::check(shape.0, &place, &service_management, &replies, environment)?;
+            let service = Service::check(
+                shape.0,
+                &place,
+                &service_management,
+                &replies,
+                authorization.trust,
+                environment,
+            )?;
             claim(&service, index, &services, &mut hosts, &place)?;
             services.push(Rc::new(service));
         }
@@ -100,10 +110,7 @@ impl Configuration {
         Ok(Self {
             service_management,
             services,
-            authorization: AuthorizationSettings::check(
-                &shape.authorization.0,
-                &root.field("authorization"),
-            )?,
+            authorization,
             reporting: ReportingSettings::check(&shape.reporting.0, &root.field("reporting"))?,
             unmatched_hosts: UnmatchedHosts::check(
                 shape.unmatched_hosts.as_ref(),

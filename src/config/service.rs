@@ -10,7 +10,7 @@ use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
 use super::{
     Environment, Exemption, HostPattern, PathPrefix, Replies, RouteName, Secret, ServiceManagement,
-    Share, Tokens, shape, tokens,
+    Share, Tokens, Trust, shape, tokens,
 };
 use crate::credentials::{Credentials, Scope};
 use crate::mapping::{MAX_DELTA, MetricId, Metrics, MetricsError, Rule, RuleError, Rules};
@@ -49,6 +49,8 @@ pub struct Service {
     pub replies: Replies,
     /// Whether its callers are told what is left of their limits.
     pub rate_limit_headers: bool,
+    /// How far answers about its applications are relied on.
+    pub trust: Trust,
 }
 
 /// What gives the right to ask about a service; visible ASCII, not empty.
@@ -74,6 +76,7 @@ impl Service {
         place: &Place<'_>,
         service_management: &ServiceManagement,
         replies: &Replies,
+        trust: Trust,
         environment: Environment<'_>,
     ) -> Result<Self, ConfigurationError> {
         let visible = shape.id.bytes().all(|byte| byte.is_ascii_graphic());
@@ -97,6 +100,10 @@ impl Service {
         let tokens = tokens::tokens(&shape, place)?;
         let exemptions = exemptions(&shape.exempt, &place.field("exempt"))?;
         let replies = replies.changed_by_service(&shape.replies, &place.field("replies"))?;
+        let trust = trust.changed(
+            (&shape.authorization.0).into(),
+            &place.field("authorization"),
+        )?;
         Ok(Self {
             scope: Scope {
                 cluster: service_management.cluster.clone(),
@@ -116,6 +123,7 @@ impl Service {
             exemptions,
             replies,
             rate_limit_headers: shape.rate_limit_headers,
+            trust,
         })
     }
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
-use super::{accuracy, duration, hosts, shape};
+use super::{Trust, accuracy, duration, hosts, shape};
 use crate::authorization::Accuracy;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 /// The service-management cluster and how it is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,30 +30,18 @@ pub struct ServiceManagement {
 /// How long what is known of applications is good for, and how many are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthorizationSettings {
-    /// How long an answer that let an application in is fresh: 1 s to 1 day.
-    pub ttl: Duration,
-    /// The same for an answer that did not: 1 s to 1 day.
-    pub negative_ttl: Duration,
-    /// How long after that it is still good while service management fails: 0 to 7 days.
-    pub stale_if_error: Duration,
+    /// How far answers are relied on, where a service does not say otherwise.
+    pub trust: Trust,
     /// How many applications are known at a time: 8 to 1,048,576.
     pub capacity: u32,
-    /// What becomes of an application of which nothing can be known.
-    pub unknown: Unknown,
     /// How many questions about unknown credentials this gateway asks: 1 to 1,000,000 a
     /// second.
     pub unknown_calls_per_second: u32,
+    /// How many refreshes of what is known of applications this gateway asks for: 1 to
+    /// 1,000,000 a second.
+    pub refreshes_per_second: u32,
     /// How limits are shared: `authorization.gateways` and `authorization.accuracy`.
     pub accuracy: Accuracy,
-}
-
-/// What becomes of an application of which nothing is known while service management fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unknown {
-    /// 503.
-    Deny,
-    /// It passes, and its usage is reported later.
-    Allow,
 }
 
 /// How usage is handed on to service management.
@@ -121,38 +109,22 @@ impl AuthorizationSettings {
         place: &Place<'_>,
     ) -> Result<Self, ConfigurationError> {
         Ok(Self {
-            ttl: within(
-                shape.ttl.as_ref(),
-                &place.field("ttl"),
-                (SECOND, DAY),
-                MINUTE,
-            )?,
-            negative_ttl: within(
-                shape.negative_ttl.as_ref(),
-                &place.field("negative_ttl"),
-                (SECOND, DAY),
-                Duration::from_secs(10),
-            )?,
-            stale_if_error: within(
-                shape.stale_if_error.as_ref(),
-                &place.field("stale_if_error"),
-                (Duration::ZERO, Duration::from_secs(7 * 86_400)),
-                Duration::from_secs(600),
-            )?,
+            trust: Trust::default().changed(shape.into(), place)?,
             capacity: number(
                 shape.capacity.as_ref(),
                 &place.field("capacity"),
                 (8, 1_048_576),
                 16_384,
             )?,
-            unknown: choice(
-                shape.unknown.as_ref(),
-                &place.field("unknown"),
-                [("deny", Unknown::Deny), ("allow", Unknown::Allow)],
-            )?,
             unknown_calls_per_second: number(
                 shape.unknown_calls_per_second.as_ref(),
                 &place.field("unknown_calls_per_second"),
+                (1, 1_000_000),
+                100,
+            )?,
+            refreshes_per_second: number(
+                shape.refreshes_per_second.as_ref(),
+                &place.field("refreshes_per_second"),
                 (1, 1_000_000),
                 100,
             )?,

@@ -66,6 +66,22 @@ pub(super) struct Service {
     pub(super) replies: Replies,
     #[serde(default)]
     pub(super) rate_limit_headers: bool,
+    #[serde(default)]
+    pub(super) authorization: Object<ServiceAuthorization>,
+}
+
+/// What of [`Authorization`] can be otherwise for one service.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServiceAuthorization {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) ttl: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) negative_ttl: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) stale_if_error: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) unknown: Option<Value>,
 }
 
 /// Replies by the name of their outcome.
@@ -181,6 +197,8 @@ pub(super) struct Authorization {
     pub(super) unknown: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     pub(super) unknown_calls_per_second: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) refreshes_per_second: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     pub(super) gateways: Option<Value>,
     #[serde(default, deserialize_with = "present")]

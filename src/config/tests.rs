@@ -85,12 +85,15 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(
         configuration.authorization,
         AuthorizationSettings {
-            ttl: Duration::from_secs(60),
-            negative_ttl: Duration::from_secs(10),
-            stale_if_error: Duration::from_secs(600),
+            trust: Trust {
+                ttl: Duration::from_secs(60),
+                negative_ttl: Duration::from_secs(10),
+                stale_if_error: Duration::from_secs(600),
+                unknown: Unknown::Deny,
+            },
             capacity: 16_384,
-            unknown: Unknown::Deny,
             unknown_calls_per_second: 100,
+            refreshes_per_second: 100,
             accuracy: Accuracy::Exact,
         }
     );
@@ -114,6 +117,60 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(service.replies, Replies::default());
     assert_eq!(configuration.replies, Replies::default());
     assert!(!service.rate_limit_headers);
+}
+
+#[test]
+fn a_service_relies_on_answers_as_it_says_and_otherwise_as_all_do() {
+    let mut configuration = shortest();
+    let service = configuration["services"][0].clone();
+    let own = |id: &str, host: &str, authorization: Value| {
+        let mut service = service.clone();
+        service["id"] = json!(id);
+        service["hosts"] = json!([host]);
+        service["authorization"] = authorization;
+        service
+    };
+    configuration["services"] = json!([
+        own("1", "a.example.com", json!({})),
+        own(
+            "2",
+            "b.example.com",
+            json!({ "unknown": "deny", "stale_if_error": "0s" })
+        ),
+        own(
+            "3",
+            "c.example.com",
+            json!({ "ttl": "5s", "negative_ttl": "2s" })
+        ),
+    ]);
+    configuration["authorization"] =
+        json!({ "ttl": "9s", "negative_ttl": "8s", "stale_if_error": "7s", "unknown": "allow" });
+    let configuration = parse(&configuration).unwrap();
+    let general = Trust {
+        ttl: Duration::from_secs(9),
+        negative_ttl: Duration::from_secs(8),
+        stale_if_error: Duration::from_secs(7),
+        unknown: Unknown::Allow,
+    };
+    let trust: Vec<Trust> = configuration.services.iter().map(|it| it.trust).collect();
+    assert_eq!(configuration.authorization.trust, general);
+    assert_eq!(trust[0], general);
+    assert_eq!(
+        trust[1],
+        Trust {
+            unknown: Unknown::Deny,
+            stale_if_error: Duration::ZERO,
+            ..general
+        }
+    );
+    assert_eq!(
+        trust[2],
+        Trust {
+            ttl: Duration::from_secs(5),
+            negative_ttl: Duration::from_secs(2),
+            ..general
+        }
+    );
 }
 
 #[test]
@@ -147,6 +204,7 @@ fn every_field_is_read() {
         "authorization": {
             "ttl": "1d", "negative_ttl": "1s", "stale_if_error": "0s", "capacity": 1_000_000, "unknown": "allow",
             "unknown_calls_per_second": 5,
+            "refreshes_per_second": 6,
             "gateways": 4, "accuracy": "eager",
         },
         "reporting": { "interval": "100ms", "timeout": "60s", "uncertain": "drop", "batch": 1 },
@@ -164,12 +222,15 @@ fn every_field_is_read() {
     assert_eq!(
         configuration.authorization,
         AuthorizationSettings {
-            ttl: Duration::from_secs(86_400),
-            negative_ttl: Duration::from_secs(1),
-            stale_if_error: Duration::ZERO,
+            trust: Trust {
+                ttl: Duration::from_secs(86_400),
+                negative_ttl: Duration::from_secs(1),
+                stale_if_error: Duration::ZERO,
+                unknown: Unknown::Allow,
+            },
             capacity: 1_000_000,
-            unknown: Unknown::Allow,
             unknown_calls_per_second: 5,
+            refreshes_per_second: 6,
             accuracy: Accuracy::Eager { gateways: 4 },
         }
     );
@@ -247,6 +308,7 @@ fn the_bounds_are_included() {
         ("/authorization", json!({ "capacity": 8 })),
         ("/authorization", json!({ "capacity": 1_048_576 })),
         ("/authorization", json!({ "unknown_calls_per_second": 1 })),
+        ("/authorization", json!({ "refreshes_per_second": 1 })),
         (
             "/authorization",
             json!({ "unknown_calls_per_second": 1_000_000 }),
@@ -383,7 +445,11 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/host",
-            "services[0].host: is unknown; the fields here are id, token, provider_key, oauth, hosts, path_prefix, route, credentials, mapping_rules, metrics, exempt, replies, rate_limit_headers",
+            "services[0].host: is unknown; the fields here are id, token, provider_key, oauth, hosts, path_prefix, route, credentials, mapping_rules, metrics, exempt, replies, rate_limit_headers, authorization",
+        ),
+        (
+            "/services/0/authorization",
+            "services[0].authorization: is a number, must be an object",
         ),
         (
             "/services/0/mapping_rules/0/verb",
@@ -400,7 +466,7 @@ fn an_unknown_field_is_named_with_what_there_is() {
         (
             "/authorization",
             json!({ "TTL": "1s" }),
-            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second, gateways, accuracy",
+            "authorization.TTL: is unknown; the fields here are ttl, negative_ttl, stale_if_error, capacity, unknown, unknown_calls_per_second, refreshes_per_second, gateways, accuracy",
         ),
         (
             "/reporting",
@@ -627,6 +693,31 @@ fn a_setting_out_of_bounds_is_refused_with_the_bounds() {
             "/authorization",
             json!({ "unknown": "maybe" }),
             "authorization.unknown: \"maybe\": must be deny or allow".to_owned(),
+        ),
+        (
+            "/services/0/authorization",
+            json!({ "ttl": "999ms" }),
+            "services[0].authorization.ttl: \"999ms\": must be from 1s to 1d".to_owned(),
+        ),
+        (
+            "/services/0/authorization",
+            json!({ "negative_ttl": 10 }),
+            format!("services[0].authorization.negative_ttl: 10: {form}"),
+        ),
+        (
+            "/services/0/authorization",
+            json!({ "stale_if_error": "8d" }),
+            "services[0].authorization.stale_if_error: \"8d\": must be from 0s to 7d".to_owned(),
+        ),
+        (
+            "/services/0/authorization",
+            json!({ "unknown": true }),
+            "services[0].authorization.unknown: true: must be deny or allow".to_owned(),
+        ),
+        (
+            "/services/0/authorization",
+            json!({ "capacity": 64 }),
+            "services[0].authorization.capacity: is unknown; the fields here are ttl, negative_ttl, stale_if_error, unknown".to_owned(),
         ),
         (
             "/reporting",

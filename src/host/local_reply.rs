@@ -9,7 +9,7 @@ use crate::request::Headers;
 use crate::service_management::Denial;
 use crate::tokens::Flaw;
 
-/// Seconds after which somebody who was told 503 may come again.
+/// Seconds after which somebody who was told 503 may come again, where nobody knows better.
 const UNAVAILABLE_RETRY_SECONDS: u64 = 1;
 /// Seconds after which this gateway has looked at the limit again, if it may.
 const EARLY_RETRY_SECONDS: u64 = 1;
@@ -47,7 +47,10 @@ pub enum Reply {
     /// The plan has a maximum of 0 for a metric.
     Disabled,
     /// Service management could not be asked about an unknown application.
-    BackendFailed,
+    BackendFailed {
+        /// Seconds after which it can be asked again, at least 1.
+        retry_after: u64,
+    },
     /// Service management refuses this gateway, not the caller.
     Misconfigured,
     /// Shared data was contended beyond reason.
@@ -88,7 +91,7 @@ impl Reply {
             Self::NoRule => Outcome::NoMappingRule,
             Self::Limited { .. } | Self::Early => Outcome::Limited,
             Self::Disabled => Outcome::Disabled,
-            Self::BackendFailed
+            Self::BackendFailed { .. }
             | Self::Contended
             | Self::OverBudget
             | Self::OverPace
@@ -113,7 +116,7 @@ impl Reply {
             Self::Limited { .. } => "limit_exceeded",
             Self::Early => "limit_near",
             Self::Disabled => "metric_disabled",
-            Self::BackendFailed => "service_management_unavailable",
+            Self::BackendFailed { .. } => "service_management_unavailable",
             Self::Misconfigured => "misconfigured",
             Self::Contended => "contended",
             Self::OverBudget => "over_budget",
@@ -129,8 +132,8 @@ impl Reply {
         match self {
             Self::Limited { until } => seconds_to(until, now),
             Self::Early => Some(EARLY_RETRY_SECONDS),
-            Self::BackendFailed
-            | Self::Misconfigured
+            Self::BackendFailed { retry_after } => Some(retry_after),
+            Self::Misconfigured
             | Self::Contended
             | Self::OverBudget
             | Self::OverPace

@@ -7,6 +7,7 @@
 use super::abi::{self, MetricType};
 use crate::authorization::Units;
 use crate::mapping::{MetricId, Metrics};
+use crate::service_management::Failure;
 use crate::usage::Accounts;
 
 /// Stands for the metrics of other configurations.
@@ -52,6 +53,22 @@ pub enum Counter {
     ProbeCalls,
     /// Questions without a usable answer.
     AuthorizeFailures,
+    /// Calls of all kinds that Envoy did not make.
+    FailuresNotCalled,
+    /// Calls of all kinds that ended without an answer in this way.
+    FailuresNotConnected,
+    /// See [`Failure`].
+    FailuresTimeout,
+    /// See [`Failure`].
+    FailuresInterrupted,
+    /// See [`Failure`].
+    FailuresNoReply,
+    /// See [`Failure`].
+    FailuresServerError,
+    /// See [`Failure`].
+    FailuresUnexpectedStatus,
+    /// See [`Failure`].
+    FailuresMalformed,
     /// Answers that say that this gateway is misconfigured.
     Misconfigured,
     /// Reports sent.
@@ -79,7 +96,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    const ALL: [(Self, &'static str); 30] = [
+    const ALL: [(Self, &'static str); 38] = [
         (Self::Admitted, "requests_admitted"),
         (Self::AdmittedStale, "requests_admitted_stale"),
         (Self::AdmittedUnknown, "requests_admitted_unknown"),
@@ -98,6 +115,14 @@ impl Counter {
         (Self::RefreshCalls, "refresh_calls"),
         (Self::ProbeCalls, "probe_calls"),
         (Self::AuthorizeFailures, "authorize_failures"),
+        (Self::FailuresNotCalled, "failures_not_called"),
+        (Self::FailuresNotConnected, "failures_not_connected"),
+        (Self::FailuresTimeout, "failures_timeout"),
+        (Self::FailuresInterrupted, "failures_interrupted"),
+        (Self::FailuresNoReply, "failures_no_reply"),
+        (Self::FailuresServerError, "failures_server_error"),
+        (Self::FailuresUnexpectedStatus, "failures_unexpected_status"),
+        (Self::FailuresMalformed, "failures_malformed"),
         (Self::Misconfigured, "misconfigured"),
         (Self::ReportCalls, "report_calls"),
         (Self::ReportsRefused, "reports_refused"),
@@ -111,6 +136,21 @@ impl Counter {
         (Self::UsageLostUncached, "usage_lost_uncached"),
         (Self::UsageLostRefused, "usage_lost_refused"),
     ];
+}
+
+impl From<Failure> for Counter {
+    /// The one that counts this failure, of a question or of a report.
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotConnected => Self::FailuresNotConnected,
+            Failure::Timeout => Self::FailuresTimeout,
+            Failure::Interrupted => Self::FailuresInterrupted,
+            Failure::NoReply => Self::FailuresNoReply,
+            Failure::ServerError(_) => Self::FailuresServerError,
+            Failure::UnexpectedStatus(_) => Self::FailuresUnexpectedStatus,
+            Failure::Malformed(_) => Self::FailuresMalformed,
+        }
+    }
 }
 
 /// The counters of one service.
@@ -158,7 +198,8 @@ pub fn plain(name: &str) -> String {
 
 /// The sums of a service's usage, for each metric of its configuration:
 /// `wasmcustom.tollgate.<service id>.metric.<metric>.units_admitted` and so on; and the gauges
-/// `usage_pending` and `usage_in_flight` of all together, and the gauge `metrics_unknown`. Always
+/// `usage_pending` and `usage_in_flight` of all together, and the gauges `metrics_unknown` and
+/// `refreshes_waiting`. Always
 /// `admitted = acknowledged + lost + pending + in flight`; requests since the leader
 /// last looked at their records are not in it yet.
 #[derive(Debug)]
@@ -168,6 +209,7 @@ pub struct Sums {
     pending: Option<u32>,
     in_flight: Option<u32>,
     unknown: Option<u32>,
+    refreshes: Option<u32>,
 }
 
 /// The host ids of one metric's sums; `None` where the host refused.
@@ -207,6 +249,7 @@ impl Sums {
             pending: gauge("usage_pending"),
             in_flight: gauge("usage_in_flight"),
             unknown: gauge("metrics_unknown"),
+            refreshes: gauge("refreshes_waiting"),
         }
     }
 
@@ -214,6 +257,13 @@ impl Sums {
     pub fn show_unknown(&self, metrics: usize) {
         if let Some(id) = self.unknown {
             abi::record_metric(id, u64::try_from(metrics).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// Shows how many applications are due to be asked about again.
+    pub fn show_refreshes(&self, waiting: usize) {
+        if let Some(id) = self.refreshes {
+            abi::record_metric(id, u64::try_from(waiting).unwrap_or(u64::MAX));
         }
     }
 

@@ -10,7 +10,7 @@ use super::logger::{self, Seldom};
 use super::root::bodies::{Bodies, LARGEST_BODY, is_too_large};
 use super::root::{Root, tick_period};
 use super::seed;
-use super::shared_data::HostSharedData;
+use super::shared_data::{HostSharedData, keep_counter};
 use crate::authorization::{Applications, Flights};
 use crate::config::{Configuration, Replies};
 use crate::credentials::Body;
@@ -25,6 +25,10 @@ const MAX_CONFIGURATION: usize = 16 * 1_024 * 1_024;
 /// gone: its listener has drained. Its memory is then given back. No tick period is longer
 /// than a second.
 const GONE_MILLISECONDS: u64 = 600_000;
+/// One that has not ticked for so long meanwhile no longer gets ticks of its own, and has a part in
+/// those of the others: what it alone can report, of services that no other configuration has, is
+/// not lost with its listener.
+const SILENT_MILLISECONDS: u64 = 10_000;
 
 /// What the root contexts of a VM share.
 pub struct Shared {
@@ -203,6 +207,9 @@ impl Vm {
             return;
         };
         let now = clock::now();
+        if keep_counter() {
+            shared.applications.table().trust_again();
+        }
         let late = self.bodies.expire(root_id, &self.roots, now);
         if late > 0
             && let Some(withheld) = self.late.due(now.monotonic)
@@ -220,6 +227,12 @@ impl Vm {
         // A clock that cannot be read is 0; it takes nothing back.
         root.ticked_at = before.max(now.monotonic);
         root.on_tick(shared, now);
+        // Its calls are this root's to Envoy, and find back to it by their tokens.
+        for other in &mut self.roots {
+            if before.saturating_sub(other.ticked_at) > SILENT_MILLISECONDS {
+                other.on_tick(shared, now);
+            }
+        }
         // By this root's tick before: when the worker has stood still, the others' ticks
         // are late by as much, and come between this root's first tick and its second.
         self.roots

@@ -81,6 +81,24 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Whether some consumer's request may have brought it about: what it shows as its
+    /// credential stands in the question, and something before the backend may take offence at
+    /// that (a web application firewall, a proxy that finds the line too long), or the body repeats
+    /// it. Then it says nothing of service management itself, and must neither let that
+    /// consumer in nor keep others out.
+    ///
+    /// Not so a 408 and a 429, which are about how much is asked.
+    #[must_use]
+    pub const fn may_be_of_the_consumers_making(self) -> bool {
+        match self {
+            Self::Malformed(_) => true,
+            Self::UnexpectedStatus(status) => {
+                matches!(status, 400..=499) && !matches!(status, 408 | 429)
+            }
+            _ => false,
+        }
+    }
+
     /// A short, stable name of letters and underscores, for logs, statistics and
     /// response-code details.
     #[must_use]

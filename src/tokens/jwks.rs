@@ -33,7 +33,7 @@ pub enum KeySetError {
     /// No object with a list `keys` of objects.
     #[error("is no object with a list \"keys\" of objects, each member once (RFC 7517)")]
     Shape,
-    /// Over [`MOST_KEYS`] keys.
+    /// Over 64 keys.
     #[error("has more than 64 keys")]
     TooMany,
     /// None that could verify a token.
@@ -45,7 +45,7 @@ pub enum KeySetError {
 
 /// The keys of an issuer.
 ///
-/// Invariant: 1 to [`MOST_KEYS`] keys that can verify signatures.
+/// Invariant: 1 to 64 keys that can verify signatures.
 #[derive(Clone, Debug)]
 pub struct KeySet {
     keys: Vec<Key>,

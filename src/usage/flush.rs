@@ -9,8 +9,8 @@ use super::accounts::Accounts;
 use super::probe::Probe;
 use super::suspects::{Group, Suspects, Then, Trial, uncertain};
 use crate::authorization::{
-    Applications, Change, Dispatched, Mark, Outcome, Question, Record, Slot, State, Units,
-    application, backoff,
+    Ahead, Applications, Change, Dispatched, Mark, Outcome, Question, Record, Slot, State, Units,
+    Wanted, application, backoff,
 };
 use crate::config::Uncertain;
 use crate::credentials::{Digest, Kind};
@@ -27,8 +27,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 const MOST_IN_FLIGHT: usize = 4;
 /// Of these, batches of suspects at most, so that nobody waits for them.
 const MOST_TRIALS: usize = 2;
-/// Records looked at in one tick at most: a tick holds up its worker.
-const MOST_RECORDS: u32 = 2_000;
+/// Records that a tick or an answer looks at at most, of all services: it holds up its worker.
+pub const MOST_LOOKS: u32 = 2_000;
 /// Transactions of one record in one batch at most, so that any record with all its
 /// names fits into an empty batch: 62 x (64 metrics + application + time) < 4096.
 const MOST_OF_ONE: usize = 62;
@@ -52,8 +52,8 @@ pub struct Settings {
     pub batch: usize,
     /// The policy for uncertain outcomes.
     pub uncertain: Uncertain,
-    /// How long before its end an answer in use is asked for again, in milliseconds.
-    pub refresh_ahead: u64,
+    /// How early the answer of an application in use is asked for again.
+    pub ahead: Ahead,
 }
 
 /// How often to tick, in milliseconds, for an interval between flushes: a flush is never late
@@ -146,7 +146,7 @@ pub struct Flusher {
     probe: Option<Probe>,
     accounts: Accounts,
     /// Slots seen that want a refresh soon.
-    due: Vec<Slot>,
+    due: Vec<(Slot, Wanted)>,
     /// Slots whose usage is not to be sent now.
     held: HashSet<Slot>,
 }
@@ -273,7 +273,7 @@ impl Flusher {
     }
 
     /// The slots that were seen to want a refresh soon.
-    pub fn take_due(&mut self) -> Vec<Slot> {
+    pub fn take_due(&mut self) -> Vec<(Slot, Wanted)> {
         std::mem::take(&mut self.due)
     }
 
@@ -309,8 +309,8 @@ impl Flusher {
         self.segment = None;
     }
 
-    /// What to send now: as many reports as may be in flight, from a bounded number of
-    /// records. Called on ticks, and after an answer so that a round with more batches
+    /// What to send now: as many reports as may be in flight, from `looks` records at most, which
+    /// is less by those that were looked at afterwards. Called on ticks, and after an answer so that a round with more batches
     /// does not wait for the next tick.
     pub fn next(
         &mut self,
@@ -318,6 +318,7 @@ impl Flusher {
         applications: &mut Applications,
         service: &ServiceAccess<'_>,
         terms: &Terms<'_>,
+        looks: &mut u32,
     ) -> (Vec<Report>, Settled) {
         let Terms { settings, now, .. } = terms;
         let mut settled = Settled::default();
@@ -340,8 +341,7 @@ impl Flusher {
             // Once in a round, what other VMs did by themselves is shown, too.
             self.accounts.sent();
         }
-        let mut records = MOST_RECORDS;
-        while records > 0 && self.in_flight.len() < MOST_IN_FLIGHT {
+        while *looks > 0 && self.in_flight.len() < MOST_IN_FLIGHT {
             let group = self.next_group(now.monotonic);
             if group.is_none() && !self.take_marks(data, applications) {
                 break;
@@ -363,11 +363,11 @@ impl Flusher {
                 .as_ref()
                 .map_or_else(|| self.suspects.first_trial(), |group| group.trial);
             let mut group = group;
-            while records > 0 && body.transactions() < settings.batch {
+            while *looks > 0 && body.transactions() < settings.batch {
                 let Some(slot) = self.next_slot(data, applications, group.as_mut()) else {
                     break;
                 };
-                records = records.saturating_sub(1);
+                *looks = looks.saturating_sub(1);
                 if group.is_none() && self.held.contains(&slot) {
                     applications.marks(Mark::Dirty, self.scope).set(data, slot);
                     continue;
@@ -524,7 +524,7 @@ impl Flusher {
             let mut ended = Settled::default();
             let mut accounts = Accounts::default();
             end_overdue_batch(record, round, &mut ended, &mut accounts);
-            let refresh = record.wants_refresh(round.terms.now, round.terms.settings.refresh_ahead);
+            let refresh = record.wants_refresh(round.terms.now, round.terms.settings.ahead);
             if record.alone && !empty {
                 return Some(Change::Keep((Looked::Later, None, refresh)));
             }
@@ -587,8 +587,10 @@ impl Flusher {
                     settled.add(ended);
                     self.accounts.add(&accounts);
                 }
-                if refresh && !matches!(looked, Looked::Later) {
-                    self.due.push(slot);
+                if let Some(wanted) = refresh
+                    && !matches!(looked, Looked::Later)
+                {
+                    self.due.push((slot, wanted));
                 }
                 looked
             }

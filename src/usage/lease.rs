@@ -12,6 +12,8 @@ const MAGIC: &[u8; 4] = b"TGl1";
 /// VMs of one configuration are made within a moment of each other; one that is
 /// younger by more than this belongs to a newer configuration.
 const SAME_GENERATION_MILLISECONDS: u64 = 5_000;
+/// A lease of more than this is not believed, unless one asks for such a long one.
+const LONGEST_MILLISECONDS: u64 = 60_000;
 
 /// A candidate for leading: one root context of one VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +42,9 @@ pub fn lead(
     if let Some((holder, until)) = parse(&value) {
         let mine = holder.id == candidate.id;
         let outdated = holder.born.saturating_add(SAME_GENERATION_MILLISECONDS) < candidate.born;
-        // Nobody takes a lease of more than `milliseconds`; a clock may be read a little
-        // later elsewhere. What ends later still was not written by us.
-        let possible = until <= now.monotonic.saturating_add(milliseconds.saturating_mul(2));
+        // Another configuration may take longer leases. What ends later still was not written by us.
+        let longest = milliseconds.saturating_mul(2).max(LONGEST_MILLISECONDS);
+        let possible = until <= now.monotonic.saturating_add(longest);
         if !mine && !outdated && possible && now.monotonic < until {
             return false;
         }

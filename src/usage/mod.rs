@@ -9,6 +9,6 @@ mod suspects;
 mod urgent;
 
 pub use accounts::Accounts;
-pub use flush::{Flusher, Report, Settings, Settled, Terms, push, tick, wants_flush};
+pub use flush::{Flusher, MOST_LOOKS, Report, Settings, Settled, Terms, push, tick, wants_flush};
 pub use lease::{Candidate, lead};
 pub use urgent::{Due, TICK_MILLISECONDS, Urgent, UrgentCalls};

@@ -25,6 +25,8 @@ const FADING: u64 = 256;
 const EAGER_SETTLING: u64 = 200;
 /// Slots that are followed at a time. Others are marked again when they are refused.
 const MOST_FOLLOWED: usize = 2_000;
+/// When somebody else asks about a slot, or has asked, it is begun again after so long.
+const ELSEWHERE: u64 = 1_000;
 /// A step of a slot that takes longer than this is begun again (milliseconds).
 const LONGEST_STEP: u64 = 15_000;
 
@@ -70,6 +72,11 @@ enum Stage {
     /// The backend is asked.
     Asked {
         /// When.
+        since: u64,
+    },
+    /// Somebody else asks or has asked, and the answer may not come here.
+    Elsewhere {
+        /// Since when.
         since: u64,
     },
 }
@@ -183,7 +190,10 @@ impl Urgent {
                 {
                     *stage = Stage::Noticed;
                 }
-                Stage::Reported { .. } | Stage::Asked { .. } => {}
+                Stage::Elsewhere { since } if since.saturating_add(ELSEWHERE) < now.monotonic => {
+                    *stage = Stage::Noticed;
+                }
+                Stage::Reported { .. } | Stage::Asked { .. } | Stage::Elsewhere { .. } => {}
             }
             if matches!(stage, Stage::Reported { .. })
                 && !seen.in_flight
@@ -264,12 +274,24 @@ impl Urgent {
     /// the counts can be relied on.
     #[must_use]
     pub fn held(&self) -> HashSet<Slot> {
-        let reported = |(_, stage): &(&Slot, &Stage)| **stage != Stage::Noticed;
+        let reported = |(_, stage): &(&Slot, &Stage)| {
+            matches!(stage, Stage::Reported { .. } | Stage::Asked { .. })
+        };
         let slots = self.followed.iter().filter(reported);
         if self.strict {
             slots.map(|(slot, _)| *slot).collect()
         } else {
             HashSet::new()
+        }
+    }
+
+    /// A slot that was due to be asked about was not, because somebody else asks about it or has
+    /// asked.
+    pub fn left_to_another(&mut self, slot: Slot, now: Moment) {
+        if let Some(stage) = self.followed.get_mut(&slot) {
+            *stage = Stage::Elsewhere {
+                since: now.monotonic,
+            };
         }
     }
 
@@ -302,6 +324,10 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authorization::testing::{at as moment, known, limit, metrics};
+    use crate::authorization::{Identity, KeyRule, Lifetimes, Period, Referrer, Shown};
+    use crate::credentials::{Digest, Kind};
+    use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -326,6 +352,66 @@ mod tests {
     #[test]
     fn a_gateway_alone_follows_nobody() {
         assert!(Urgent::wanted(1, Accuracy::Exact).is_none());
+    }
+
+    #[test]
+    fn a_slot_that_another_asks_about_is_not_held_and_is_begun_again_after_a_second() {
+        let data = Memory::default();
+        let mut applications = Applications::open(&data, 8);
+        let lifetimes = Lifetimes {
+            ttl: 60_000,
+            negative_ttl: 1_000,
+            stale_if_error: 60_000,
+            accuracy: STRICT,
+        };
+        let identity = Identity {
+            digest: Digest([1; 16]),
+            scope: 1,
+            kind: Kind::UserKey,
+            value: b"alice",
+            shown: Shown {
+                rule: KeyRule::IfAny,
+                app_key: None,
+                referrer: Referrer::Ignored,
+            },
+            tells: false,
+        };
+        let plan = known(vec![limit("hits", Period::Day, 100, 50, moment(0))]);
+        applications
+            .learn(
+                &data,
+                &identity,
+                &plan,
+                &metrics(false),
+                moment(0),
+                &lifetimes,
+            )
+            .unwrap();
+        let slot = (0..applications.slots()).map(Slot).find(|slot| {
+            let found = applications
+                .table()
+                .change_slot(&data, *slot, |_| Some(Change::Keep(())));
+            found == Ok(Some(()))
+        });
+        let slot = slot.unwrap();
+        let mut urgent = Urgent::wanted(1, STRICT).unwrap();
+        let asked = Stage::Asked {
+            since: moment(5_000).monotonic,
+        };
+        urgent.followed.insert(slot, asked);
+        assert!(urgent.held().contains(&slot));
+        urgent.left_to_another(slot, moment(5_000));
+        assert!(urgent.held().is_empty());
+        let mut asks = |milliseconds| {
+            let mut calls = UrgentCalls::default();
+            let now = moment(milliseconds);
+            let due = urgent.next(&data, &mut applications, now, 9, &mut calls);
+            due.ask == [slot]
+        };
+        // Noticed, and with nothing to report it is then asked about.
+        let asked: Vec<_> = [5_500, 6_000, 6_100, 6_200].map(&mut asks).to_vec();
+        assert_eq!(asked.iter().filter(|asks| **asks).count(), 1, "{asked:?}");
+        assert!(!asked[0] && !asked[1], "{asked:?}");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
 use std::collections::{BTreeMap, BTreeSet};
 use tollgate::authorization::{
-    Accuracy, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record, Refusal,
-    Shown, Slot, Table, Verdict, Window,
+    Accuracy, Ahead, Applications, Change, Freshness, Identity, Learned, Lifetimes, Mark, Record,
+    Refusal, Shown, Slot, Table, Verdict, Window,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};
@@ -22,7 +22,7 @@ use tollgate::service_management::{
     Authorization, Denial, Failure, Misconfiguration, ReportAnswer, Right, ServiceAccess,
     UsageReport,
 };
-use tollgate::usage::{Flusher, Settings, Settled, Terms, wants_flush};
+use tollgate::usage::{Flusher, MOST_LOOKS, Settings, Settled, Terms, wants_flush};
 
 type Checked = Result<(), TestCaseError>;
 
@@ -611,7 +611,10 @@ impl<'a> World<'a> {
             } else {
                 Uncertain::Drop
             },
-            refresh_ahead: 15_000,
+            ahead: Ahead {
+                least: 15_000,
+                round: 500,
+            },
         }
     }
 
@@ -634,7 +637,9 @@ impl<'a> World<'a> {
             now,
         };
         let vm = &mut self.vms[vm];
-        let (reports, settled) = self.flusher.next(&self.data, vm, &SERVICE, &terms);
+        let (reports, settled) =
+            self.flusher
+                .next(&self.data, vm, &SERVICE, &terms, &mut MOST_LOOKS.clone());
         self.settled.add(settled);
         for report in reports {
             let transactions = self.read(&report.body);

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    bench, build, conformance, decisions, demo, gateways, lint, mapping_cases, setup, test,
+    bench, build, conformance, decisions, demo, gateways, lint, mapping_cases, setup, soak, test,
 };
 
 /// Builds, tests and checks Tollgate.
@@ -40,6 +40,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Show how far several gateways overrun a limit that they share.
     Gateways(gateways::Arguments),
+    /// Run a gateway under mixed traffic, faults and reloads, and check everything meanwhile.
+    Soak(soak::Arguments),
     /// Hold a backend against captured exchanges, and the filter in Envoy against that backend.
     Conformance(conformance::Arguments),
     /// Replay calls recorded from the real backend against the stand-in and the filter.
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Gateways(arguments) => gateways::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Decisions(arguments) => decisions::run(&arguments),
         Command::MappingCases(arguments) => mapping_cases::run(&arguments),

@@ -3,7 +3,7 @@
 
 use super::basis::Basis;
 use super::{Call, Root, Waiting, access, identification, lifetimes, settings};
-use crate::authorization::{Landing, Learned, Outcome, Question, Record, Units};
+use crate::authorization::{Caller, Landing, Learned, Outcome, Question, Record, Units};
 use crate::credentials::{Digest, Kind};
 use crate::host::calls::{self, Answered};
 use crate::host::clock;
@@ -11,8 +11,8 @@ use crate::host::local_reply::Reply;
 use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::{AuthorizeAnswer, Denial, Failure, ReportAnswer, ReportBody};
-use crate::usage::{Accounts, Terms, push};
+use crate::service_management::{AuthorizeAnswer, Denial, ReportAnswer, ReportBody};
+use crate::usage::{Accounts, MOST_LOOKS, Terms, push};
 
 /// Questions after the first with which an application's keys are found out.
 const MOST_ATTEMPTS: u8 = 2;
@@ -21,7 +21,7 @@ impl Root {
     /// Takes in the answer to a call.
     pub fn on_call_response(&mut self, token: u32, shared: &mut Shared) {
         let now = clock::now();
-        let Some(call) = self.calls.remove(&token) else {
+        let Some(call) = self.calls.remove(token) else {
             return;
         };
         let answered = Answered::read();
@@ -36,13 +36,13 @@ impl Root {
             } => {
                 self.answered_refresh(service, question, &answered, asked, shared, now);
                 if self.leads(service) {
-                    self.refresh(service, shared, now);
+                    self.refresh(shared, now);
                 }
             }
             Call::Report { service, batch } => {
                 self.answered_report(service, batch, &answered.to_report(), shared, now);
                 if self.leads(service) {
-                    self.flush(service, shared, now);
+                    self.flush(service, shared, now, &mut MOST_LOOKS.clone());
                 }
             }
             Call::Probe {
@@ -80,7 +80,8 @@ impl Root {
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return;
         };
-        let lifetimes = lifetimes(&self.configuration);
+        let accuracy = self.configuration.authorization.accuracy;
+        let lifetimes = lifetimes(&at_work.service.trust, accuracy);
         let identity = at_work.identity_of(digest, fetch, &fetch.asked);
         let basis = match answer {
             AuthorizeAnswer::Known(authorization) => {
@@ -130,13 +131,12 @@ impl Root {
                 Basis::Known(Reply::Misconfigured)
             }
             AuthorizeAnswer::Failed(failure) => {
-                at_work.stats.count(Counter::AuthorizeFailures);
-                at_work.failed(failure.as_str(), now);
-                match failure {
-                    // Service management is there, and what it says may be of the consumer's
-                    // making: nobody is let in for that.
-                    Failure::Malformed(_) => Basis::Known(Reply::BackendFailed),
-                    _ => self.unheard(),
+                at_work.failed(failure, now);
+                let service = fetch.service;
+                if failure.may_be_of_the_consumers_making() {
+                    Basis::Known(self.backend_failed(shared, now))
+                } else {
+                    self.unheard(service, shared, now)
                 }
             }
         };
@@ -152,7 +152,7 @@ impl Root {
         &mut self,
         digest: Digest,
         answered: &Answered,
-        shared: &Shared,
+        shared: &mut Shared,
         now: Moment,
     ) -> bool {
         let Some(fetch) = self.fetches.get(&digest) else {
@@ -177,7 +177,7 @@ impl Root {
         };
         let asked = at_work.asks_again_with(app_key.as_deref());
         let service = fetch.service;
-        if self.pass_gate(shared, now).is_err() {
+        if self.pass_gate(digest, shared, now).is_err() {
             return false;
         }
         let Some(token) = self.ask(service, fetch.kind, &fetch.value, &asked) else {
@@ -266,12 +266,13 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) {
-        let mut lifetimes = lifetimes(&self.configuration);
         let answer = answered.to_authorize(identification(question.kind));
         self.judge(&answer, shared, now);
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
+        let accuracy = self.configuration.authorization.accuracy;
+        let mut lifetimes = lifetimes(&at_work.service.trust, accuracy);
         if let Some(urgent) = &at_work.urgent {
             lifetimes.accuracy = urgent.accuracy(lifetimes.accuracy);
         }
@@ -287,7 +288,11 @@ impl Root {
                     None => answered.to_listed_keys(),
                 };
                 match question.after_wrong_key(listed) {
-                    Some(next) => self.ask_again(index, next, shared, now),
+                    Some(next) => {
+                        // What cannot be booked is little beside what the others will have taken.
+                        let _ = self.refreshes.take(&shared.data, now, Caller::KnownAgain);
+                        self.ask_again(index, next, shared, now);
+                    }
                     None => {
                         // Who shows a key asks with it.
                         let _ = shared
@@ -307,8 +312,7 @@ impl Root {
                 return;
             }
             AuthorizeAnswer::Failed(failure) => {
-                at_work.stats.count(Counter::AuthorizeFailures);
-                at_work.failed(failure.as_str(), now);
+                at_work.failed(*failure, now);
                 at_work.refresher.failed(slot, now, shared.random());
                 self.land(digest, Landing::Failed, shared);
                 return;
@@ -347,11 +351,11 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) {
-        let settings = settings(&self.configuration);
         let jitter = shared.random();
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
+        let settings = settings(&self.configuration.reporting, &at_work.service.trust);
         at_work.not_acknowledged(answer, now);
         let settled = at_work.flusher.answered(
             &shared.data,

@@ -3,7 +3,9 @@
 
 use super::Fetch;
 use super::tokens::TokensAtWork;
-use crate::authorization::{Accuracy, Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown};
+use crate::authorization::{
+    Accuracy, Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown, Slot,
+};
 use crate::config::Service;
 use crate::credentials::{Credential, Digest, Identities};
 use crate::host::local_reply::{Reply, waiting_wants_grpc};
@@ -11,7 +13,7 @@ use crate::host::logger::Seldom;
 use crate::host::stats::{Counter, Stats, Sums};
 use crate::host::vm::Shared;
 use crate::moment::Moment;
-use crate::service_management::{Endpoint, Misconfiguration, ReportAnswer};
+use crate::service_management::{Endpoint, Failure, Misconfiguration, ReportAnswer};
 use crate::usage::{Flusher, Settled, Urgent};
 use log::{error, warn};
 use std::rc::Rc;
@@ -26,6 +28,8 @@ pub(super) struct AtWork {
     /// Where limits are shared with other gateways.
     pub urgent: Option<Urgent>,
     pub leads: bool,
+    /// How many refreshes are shown to wait; `None` if another VM led last.
+    shown_waiting: Option<usize>,
     pub stats: Stats,
     pub sums: Sums,
     /// Where it has tokens.
@@ -75,6 +79,7 @@ impl AtWork {
             refresher: Refresher::new(scope),
             urgent: Urgent::wanted(scope, accuracy),
             leads: false,
+            shown_waiting: None,
             stats: Stats::define(&service.id),
             sums: Sums::define(&service.id, &service.metrics),
             tokens: None,
@@ -167,7 +172,7 @@ impl AtWork {
             Reply::Limited { .. } | Reply::Disabled => Counter::Limited,
             Reply::Early => Counter::Early,
             Reply::NoService
-            | Reply::BackendFailed
+            | Reply::BackendFailed { .. }
             | Reply::Misconfigured
             | Reply::Contended
             | Reply::OverBudget
@@ -209,6 +214,25 @@ impl AtWork {
         self.sums.show(in_flight.as_ref());
     }
 
+    /// Shows how many refreshes wait, if that is another number than before.
+    pub fn show_refreshes(&mut self) {
+        let waiting = self.leads.then(|| self.refresher.waiting());
+        if let Some(waiting) = waiting
+            && self.shown_waiting != Some(waiting)
+        {
+            self.sums.show_refreshes(waiting);
+        }
+        self.shown_waiting = waiting;
+    }
+
+    /// A slot is not asked about, because somebody else asks or has asked.
+    pub fn looked_elsewhere(&mut self, slot: Slot, now: Moment) {
+        if let Some(urgent) = &mut self.urgent {
+            urgent.left_to_another(slot, now);
+            self.flusher.urge(&[], urgent.held(), now);
+        }
+    }
+
     pub fn lost(&mut self, units: u64, why: &str, now: Moment) {
         if let Some(withheld) = self.quiet.lost.due(now.monotonic) {
             error!(
@@ -248,7 +272,21 @@ impl AtWork {
         }
     }
 
-    pub fn failed(&mut self, why: &str, now: Moment) {
+    /// Counts a question without a usable answer.
+    pub fn failed(&mut self, why: Failure, now: Moment) {
+        self.stats.count(Counter::AuthorizeFailures);
+        self.stats.count(why.into());
+        self.warn_failed(why.as_str(), now);
+    }
+
+    /// Counts a question that Envoy did not make a call of.
+    pub fn not_called(&mut self, now: Moment) {
+        self.stats.count(Counter::AuthorizeFailures);
+        self.stats.count(Counter::FailuresNotCalled);
+        self.warn_failed("the call could not be made", now);
+    }
+
+    fn warn_failed(&mut self, why: &str, now: Moment) {
         if let Some(withheld) = self.quiet.failed.due(now.monotonic) {
             warn!(
                 "service {}: service management did not answer: {why} ({withheld} such lines \
@@ -266,6 +304,9 @@ impl AtWork {
             ReportAnswer::NotDelivered(_) => Counter::ReportsNotDelivered,
             ReportAnswer::Uncertain(_) => Counter::ReportsUncertain,
         });
+        if let ReportAnswer::NotDelivered(why) | ReportAnswer::Uncertain(why) = answer {
+            self.stats.count((*why).into());
+        }
         if let ReportAnswer::Refused { why, .. } = answer
             && !why.may_lie_in_one_transaction()
         {

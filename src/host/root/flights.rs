@@ -26,6 +26,8 @@ const SLACK_MILLISECONDS: u64 = 1_000;
 const MOST_ANSWERS: u8 = 3;
 /// Messages that are taken out of the queue in one callback: more than a VM waits for.
 const MOST_MESSAGES: usize = 20_000;
+/// Between two looks for those who have gone: one takes a millisecond or so.
+const FORGETTING_MILLISECONDS: u64 = 100;
 /// The pause after a mailbox could not be had.
 const MAILBOX_PAUSE_MILLISECONDS: u64 = 10_000;
 
@@ -206,7 +208,7 @@ impl Root {
         let Some(fetch) = self.fetches.get(&digest) else {
             return;
         };
-        let asked = self.pass_gate(shared, now).and_then(|()| {
+        let asked = self.pass_gate(digest, shared, now).and_then(|()| {
             self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
                 .ok_or(Shut::NoCall)
         });
@@ -234,8 +236,9 @@ impl Root {
                 self.give_up(digest, shared, now);
             }
             Shut::NoCall => {
-                self.count(service, Counter::AuthorizeFailures);
-                self.warn_failed(service, "the call could not be made", now);
+                if let Some(at_work) = self.services.get_mut(service) {
+                    at_work.not_called(now);
+                }
                 self.give_up(digest, shared, now);
             }
         }
@@ -243,7 +246,10 @@ impl Root {
 
     /// Nothing can be known of an application that is waited for.
     fn give_up(&mut self, digest: Digest, shared: &mut Shared, now: Moment) {
-        let basis = self.unheard();
+        let Some(fetch) = self.fetches.get(&digest) else {
+            return;
+        };
+        let basis = self.unheard(fetch.service, shared, now);
         self.conclude(digest, basis, shared, now);
     }
 
@@ -300,6 +306,26 @@ impl Root {
         let fetch = self.fetches.remove(&digest)?;
         self.waiting = self.waiting.saturating_sub(fetch.waiting.len());
         Some(fetch)
+    }
+
+    /// Takes out those who have gone while they waited: nobody says so when it happens, and
+    /// whoever opens streams and ends them again could hold all places. `current` is the stream
+    /// whose callback is running.
+    pub(super) fn forget_ended(&mut self, current: u32, now: Moment) {
+        if now.monotonic < self.forgets_at {
+            return;
+        }
+        self.forgets_at = now.monotonic.saturating_add(FORGETTING_MILLISECONDS);
+        for fetch in self.fetches.values_mut() {
+            let before = fetch.waiting.len();
+            fetch
+                .waiting
+                .retain(|waiting| abi::set_effective_context(waiting.stream_id).is_ok());
+            let gone = before.saturating_sub(fetch.waiting.len());
+            self.waiting = self.waiting.saturating_sub(gone);
+        }
+        // It goes on, or is answered, after this.
+        let _ = abi::set_effective_context(current);
     }
 
     pub(super) fn put_fetch(&mut self, digest: Digest, fetch: Fetch) {
@@ -399,13 +425,15 @@ impl Root {
         unknown
     }
 
-    /// What becomes of an application that nobody could say anything about.
-    pub(super) fn unheard(&self) -> Basis {
-        match self.configuration.authorization.unknown {
-            Unknown::Deny => Basis::Known(Reply::BackendFailed),
-            Unknown::Allow => {
-                Basis::Unheard(milliseconds(self.configuration.authorization.negative_ttl))
-            }
+    /// What becomes of an application of this service that nobody could say anything about.
+    pub(super) fn unheard(&self, service: usize, shared: &Shared, now: Moment) -> Basis {
+        let trust = self
+            .services
+            .get(service)
+            .map(|at_work| &at_work.service.trust);
+        match trust.filter(|trust| trust.unknown == Unknown::Allow) {
+            Some(trust) => Basis::Unheard(milliseconds(trust.negative_ttl)),
+            None => Basis::Known(self.backend_failed(shared, now)),
         }
     }
 }

@@ -7,6 +7,7 @@ use super::Root;
 use crate::authorization::Accuracy;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
+use crate::usage::MOST_LOOKS;
 
 impl Root {
     /// Whether limits are shared, so that there are ticks in between.
@@ -39,10 +40,10 @@ impl Root {
                 at_work.refresher.add_first(*slot, now);
             }
             if !due.report.is_empty() {
-                self.flush(index, shared, now);
+                self.flush(index, shared, now, &mut MOST_LOOKS.clone());
             }
             if !due.ask.is_empty() {
-                self.refresh(index, shared, now);
+                self.refresh(shared, now);
             }
         }
     }

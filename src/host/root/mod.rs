@@ -16,16 +16,20 @@ mod probes;
 mod requests;
 mod ticks;
 mod tokens;
+mod under_way;
 
 use self::at_work::AtWork;
 use self::flights::Listening;
+use self::ticks::Rounds;
 use self::tokens::Issuers;
+use self::under_way::UnderWay;
 use super::local_reply::Reply;
+use super::logger::Seldom;
 use super::seed;
 use super::stats::{Counter, UnmatchedHosts};
 use super::vm::Shared;
-use crate::authorization::{Accuracy, Asked, Breaker, Budget, Lifetimes, Question, Units};
-use crate::config::{self, Configuration, Replies, Service};
+use crate::authorization::{Accuracy, Ahead, Asked, Breaker, Budget, Lifetimes, Question, Units};
+use crate::config::{self, Configuration, Replies, ReportingSettings, Service, Trust};
 use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
 use crate::moment::Moment;
@@ -100,14 +104,19 @@ pub struct Root {
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
     waiting: usize,
+    /// Not sooner is it looked who of them has gone (monotonic milliseconds).
+    forgets_at: u64,
     listening: Listening,
     breaker: Breaker,
     budget: Budget,
-    calls: HashMap<u32, Call>,
+    refreshes: Budget,
+    calls: UnderWay,
     /// Where services have tokens.
     issuers: Issuers,
     unmatched: UnmatchedHosts,
     swept: u32,
+    rounds: Rounds,
+    few_refreshes: Seldom,
     urgent_calls: UrgentCalls,
     /// When more than what is urgent is due again (monotonic milliseconds).
     next_full_tick: u64,
@@ -138,6 +147,7 @@ impl Root {
         };
         let breaker = Breaker::new(backend.number());
         let budget = Budget::new(configuration.authorization.unknown_calls_per_second);
+        let refreshes = Budget::new(configuration.authorization.refreshes_per_second);
         Some(Self {
             id,
             configuration,
@@ -149,13 +159,17 @@ impl Root {
             services,
             fetches: HashMap::new(),
             waiting: 0,
+            forgets_at: 0,
             listening: Listening::default(),
             breaker,
             budget,
-            calls: HashMap::new(),
+            refreshes,
+            calls: UnderWay::default(),
             issuers,
             unmatched: UnmatchedHosts::define(),
             swept: 0,
+            rounds: Rounds::default(),
+            few_refreshes: Seldom::default(),
             urgent_calls: UrgentCalls::default(),
             next_full_tick: 0,
             ticked_at: now.monotonic,
@@ -174,7 +188,7 @@ impl Root {
 
     /// Whether this root made the call.
     pub fn waits_for(&self, token: u32) -> bool {
-        self.calls.contains_key(&token)
+        self.calls.contains(token)
     }
 
     fn leads(&self, service: usize) -> bool {
@@ -208,12 +222,6 @@ impl Root {
             None => &self.configuration.replies,
         }
     }
-
-    fn warn_failed(&mut self, index: usize, why: &str, now: Moment) {
-        if let Some(at_work) = self.services.get_mut(index) {
-            at_work.failed(why, now);
-        }
-    }
 }
 
 fn access(service: &Service) -> ServiceAccess<'_> {
@@ -237,11 +245,13 @@ fn milliseconds(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Between the ticks that do everything there is to do: a flush is never late by more than a
-/// tenth of its interval, nor a refresh by more than a second.
+/// Between the ticks that do what there is to do: a flush is never late by more than a
+/// tenth of its interval, nor a refresh by more than a second. Shorter where there are more
+/// services than one tick looks after.
 fn tick_milliseconds(configuration: &Configuration) -> u32 {
     let interval = milliseconds(configuration.reporting.interval);
-    u32::try_from(tick(interval)).unwrap_or(u32::MAX)
+    let period = u32::try_from(tick(interval)).unwrap_or(u32::MAX);
+    period.min(ticks::period(configuration.services.len()))
 }
 
 /// Between ticks: shorter where limits are shared with other gateways. In between is then only
@@ -254,31 +264,32 @@ pub(in crate::host) fn tick_period(configuration: &Configuration) -> u32 {
     }
 }
 
-fn lifetimes(configuration: &Configuration) -> Lifetimes {
-    let settings = &configuration.authorization;
+fn lifetimes(trust: &Trust, accuracy: Accuracy) -> Lifetimes {
     Lifetimes {
-        ttl: milliseconds(settings.ttl),
-        negative_ttl: milliseconds(settings.negative_ttl),
-        stale_if_error: milliseconds(settings.stale_if_error),
-        accuracy: settings.accuracy,
+        ttl: milliseconds(trust.ttl),
+        negative_ttl: milliseconds(trust.negative_ttl),
+        stale_if_error: milliseconds(trust.stale_if_error),
+        accuracy,
     }
 }
 
-fn settings(configuration: &Configuration) -> Settings {
-    let reporting = &configuration.reporting;
+fn settings(reporting: &ReportingSettings, trust: &Trust) -> Settings {
     Settings {
         interval: milliseconds(reporting.interval),
         timeout: milliseconds(reporting.timeout),
         batch: usize::try_from(reporting.batch).unwrap_or(usize::MAX),
         uncertain: reporting.uncertain,
-        refresh_ahead: refresh_ahead(configuration),
+        ahead: ahead(reporting, trust),
     }
 }
 
 /// How long before its end an answer in use is asked for again: so that the flush, which
 /// sees the records in use, comes by in time; never more than half the lifetime.
-fn refresh_ahead(configuration: &Configuration) -> u64 {
-    let ttl = milliseconds(configuration.authorization.ttl);
-    let interval = milliseconds(configuration.reporting.interval);
-    (ttl / 4).max(interval.saturating_mul(2)).min(ttl / 2)
+fn ahead(reporting: &ReportingSettings, trust: &Trust) -> Ahead {
+    let ttl = milliseconds(trust.ttl);
+    let interval = milliseconds(reporting.interval);
+    Ahead {
+        least: (ttl / 4).max(interval.saturating_mul(2)).min(ttl / 2),
+        round: interval,
+    }
 }

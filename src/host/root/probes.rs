@@ -9,6 +9,7 @@ use crate::host::stats::Counter;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
 use crate::service_management::{AuthorizeAnswer, MetricsAnswer, Misconfiguration};
+use crate::usage::MOST_LOOKS;
 
 impl Root {
     /// Asks about metrics, if that is due.
@@ -44,7 +45,7 @@ impl Root {
                 self.calls.insert(token, call);
             }
             None => {
-                at_work.failed("the call could not be made", now);
+                at_work.not_called(now);
                 let jitter = shared.random();
                 let (data, applications) = (&shared.data, &shared.applications);
                 let failed = (metrics.as_slice(), MetricsAnswer::Failed);
@@ -76,10 +77,7 @@ impl Root {
                 at_work.stats.count(Counter::Misconfigured);
             }
             AuthorizeAnswer::Misconfigured(what) => at_work.misconfigured(what, now),
-            AuthorizeAnswer::Failed(failure) => {
-                at_work.stats.count(Counter::AuthorizeFailures);
-                at_work.failed(failure.as_str(), now);
-            }
+            AuthorizeAnswer::Failed(failure) => at_work.failed(failure, now),
             AuthorizeAnswer::Known(_) | AuthorizeAnswer::Denied(_) => {}
         }
         let complete = at_work.flusher.probed(
@@ -94,7 +92,7 @@ impl Root {
         }
         if self.leads(index) {
             self.probe(index, shared, now);
-            self.flush(index, shared, now);
+            self.flush(index, shared, now, &mut MOST_LOOKS.clone());
         }
     }
 }

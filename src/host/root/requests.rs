@@ -2,7 +2,7 @@
 
 use super::gate::Shut;
 use super::tokens::{Checked, tell_claims};
-use super::{Call, Fetch, Root, Waiting, access, bodies, lifetimes};
+use super::{Call, Fetch, Root, Waiting, access, bodies, milliseconds};
 use crate::authorization::{Asked, Joined, Landing, Verdict, application};
 use crate::config::{NoService, Unknown, UnmatchedHosts};
 use crate::credentials::{Body, Digest, Found, Kind, Stripped};
@@ -216,6 +216,9 @@ impl Root {
     ) -> Result<Action, Reply> {
         let service = fetch.service;
         if self.waiting >= MOST_WAITING {
+            self.forget_ended(waiting.stream_id, now);
+        }
+        if self.waiting >= MOST_WAITING {
             return Err(self.refused(service, Reply::Overloaded));
         }
         if let Some(fetch) = self.fetches.get_mut(&digest) {
@@ -224,7 +227,7 @@ impl Root {
             return Ok(Action::Pause);
         }
         fetch.waiting.push(waiting);
-        if let Err(shut) = self.look_through_gate(shared, now) {
+        if let Err(shut) = self.look_through_gate(digest, shared, now) {
             return self.unasked(fetch, digest, shut, shared, now);
         }
         match self.join(digest, shared, now) {
@@ -250,7 +253,7 @@ impl Root {
         fetch.asked = asked;
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
-        let asked = self.pass_gate(shared, now).and_then(|()| {
+        let asked = self.pass_gate(digest, shared, now).and_then(|()| {
             self.ask(service, fetch.kind, &fetch.value, &fetch.asked)
                 .ok_or(Shut::NoCall)
         });
@@ -323,31 +326,35 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
-        let deny = self.configuration.authorization.unknown == Unknown::Deny;
+        let trust = self
+            .services
+            .get(fetch.service)
+            .map(|at_work| at_work.service.trust);
+        let Some(trust) = trust else {
+            return Err(Reply::Misconfigured);
+        };
+        let deny = trust.unknown == Unknown::Deny;
         // Whoever is let in takes a slot: no more of them than could be asked about.
         let shut = match shut {
-            Shut::BreakerOpen if !deny => self.spend(shared, now).err().unwrap_or(shut),
+            Shut::BreakerOpen if !deny => self.spend(digest, shared, now).err().unwrap_or(shut),
             _ => shut,
+        };
+        let unknown = match shut {
+            Shut::NoCall | Shut::BreakerOpen => self.backend_failed(shared, now),
+            Shut::OverBudget => Reply::OverBudget,
+            Shut::Contended => Reply::Contended,
         };
         let Some(at_work) = self.services.get_mut(fetch.service) else {
             return Err(Reply::Misconfigured);
         };
-        let unknown = match shut {
-            Shut::NoCall => {
-                at_work.stats.count(Counter::AuthorizeFailures);
-                at_work.failed("the call could not be made", now);
-                Reply::BackendFailed
-            }
-            Shut::BreakerOpen => {
-                at_work.stats.count(Counter::BreakerOpen);
-                Reply::BackendFailed
-            }
-            Shut::OverBudget => Reply::OverBudget,
-            Shut::Contended => Reply::Contended,
-        };
-        let negative_ttl = lifetimes(&self.configuration).negative_ttl;
+        match shut {
+            Shut::NoCall => at_work.not_called(now),
+            Shut::BreakerOpen => at_work.stats.count(Counter::BreakerOpen),
+            Shut::OverBudget | Shut::Contended => {}
+        }
+        let negative_ttl = milliseconds(trust.negative_ttl);
         let Some(waiting) = fetch.waiting.first() else {
-            return Err(at_work.refused(Reply::BackendFailed));
+            return Err(at_work.refused(unknown));
         };
         let identity = at_work.identity_of(digest, &fetch, &waiting.shows);
         let decide = |shared: &mut Shared| {
@@ -360,7 +367,8 @@ impl Root {
             )
         };
         let mut verdict = decide(shared);
-        let let_in = verdict == Ok(Verdict::Unknown) && !deny && unknown == Reply::BackendFailed;
+        let fails = matches!(unknown, Reply::BackendFailed { .. });
+        let let_in = verdict == Ok(Verdict::Unknown) && !deny && fails;
         if let_in {
             verdict = shared
                 .applications

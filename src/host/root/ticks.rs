@@ -1,8 +1,8 @@
 //! What happens when time has passed: the services that this VM leads are flushed,
 //! refreshed and swept. Every tick does bounded work, for it holds up its worker.
 
-use super::{Call, Root, access, refresh_ahead, settings, tick_milliseconds};
-use crate::authorization::{Change, Landing, Mark, Question, Slot};
+use super::{Call, Root, access, ahead, settings, tick_milliseconds};
+use crate::authorization::{Caller, Change, Landing, Mark, Next, Question, Slot};
 use crate::credentials::Identities;
 use crate::host::stats::Counter;
 #[cfg(feature = "trap-for-tests")]
@@ -11,15 +11,59 @@ use crate::host::vm::Shared;
 use crate::host::{calls, seed};
 use crate::moment::Moment;
 use crate::service_management::{Failure, ReportAnswer};
-use crate::usage::{Terms, lead, wants_flush};
-use log::info;
+use crate::usage::{MOST_LOOKS, Terms, lead, wants_flush};
+use log::{info, warn};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
-/// A leader that does not renew its lease for so long is replaced.
+/// A leader that does not renew its lease for so long is replaced, unless there are so many
+/// services that it comes by less than four times in it.
 const LEASE_MILLISECONDS: u64 = 4_000;
-/// The sweep looks at every slot once in so many ticks.
-const TICKS_OF_A_SWEEP: u32 = 60;
+/// Services that one tick looks after at most. Each costs some reads of shared data.
+const MOST_SERVICES: usize = 100;
+/// Refreshes that one tick or one answer looks at at most.
+const MOST_REFRESHES: usize = 1_000;
+/// Longest and shortest time between ticks, in milliseconds.
+const LONGEST_PERIOD: u32 = 1_000;
+const SHORTEST_PERIOD: u32 = 100;
+/// The sweep looks at every slot once in so many milliseconds.
+const SWEEP_MILLISECONDS: u32 = 60_000;
 /// The sweep looks at no more slots in a tick than this: about a millisecond.
 const MOST_SWEPT: u32 = 1_000;
+
+/// Which services have their turn next.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    lead: Turn,
+    work: Turn,
+}
+
+/// A number below a count, and after the last the first again.
+#[derive(Debug, Default)]
+struct Turn(usize);
+
+impl Turn {
+    const fn next(&mut self, count: usize) -> usize {
+        let turn = if self.0 < count { self.0 } else { 0 };
+        self.0 = turn.saturating_add(1);
+        turn
+    }
+}
+
+/// Between ticks, in milliseconds, for so many services: so that each has its turn once a
+/// second, as far as that can be.
+pub(super) fn period(services: usize) -> u32 {
+    let turns = u32::try_from(services.div_ceil(MOST_SERVICES)).unwrap_or(u32::MAX);
+    let period = LONGEST_PERIOD.checked_div(turns).unwrap_or(LONGEST_PERIOD);
+    period.max(SHORTEST_PERIOD)
+}
+
+/// How long a lease is taken for, in milliseconds, with ticks in this period.
+fn lease(services: usize, period: u32) -> u64 {
+    let turns = u64::try_from(services.div_ceil(MOST_SERVICES)).unwrap_or(u64::MAX);
+    let round = turns.saturating_mul(u64::from(period));
+    round.saturating_mul(4).max(LEASE_MILLISECONDS)
+}
 
 impl Root {
     /// Leads where this VM may: flushes, refreshes, sweeps.
@@ -34,39 +78,59 @@ impl Root {
         self.next_full_tick = now.monotonic.saturating_add(soon);
         self.agree_on_key(shared);
         self.look_after_waiting(shared, now);
-        for index in 0..self.services.len() {
+        self.run_for_the_lead(shared, now);
+        self.work(shared, now);
+        self.refresh(shared, now);
+        self.look_after_keys(shared, now);
+        self.hurry(shared, now);
+        self.sweep(shared, now);
+    }
+
+    /// Takes and renews the lead of the next services.
+    fn run_for_the_lead(&mut self, shared: &mut Shared, now: Moment) {
+        let lease = lease(self.services.len(), tick_milliseconds(&self.configuration));
+        for _ in 0..self.services.len().min(MOST_SERVICES) {
+            let index = self.rounds.lead.next(self.services.len());
             let Some(at_work) = self.services.get_mut(index) else {
                 break;
             };
-            let leads = lead(
-                &shared.data,
-                at_work.scope,
-                self.candidate,
-                now,
-                LEASE_MILLISECONDS,
-            );
+            let leads = lead(&shared.data, at_work.scope, self.candidate, now, lease);
             if leads && !at_work.leads {
                 info!("leading service index {index}: this VM flushes and refreshes");
                 at_work.sums.show(Some(&at_work.flusher.in_flight()));
             }
             at_work.leads = leads;
             if !leads {
-                at_work
-                    .flusher
-                    .hand_over(&shared.data, &shared.applications);
+                let (data, applications) = (&shared.data, &shared.applications);
+                at_work.flusher.hand_over(data, applications);
+                at_work.refresher.hand_over();
             }
-            if leads {
-                at_work
-                    .refresher
-                    .take_marks(&shared.data, &shared.applications);
-                self.flush(index, shared, now);
-                self.probe(index, shared, now);
-                self.refresh(index, shared, now);
+            at_work.show_refreshes();
+        }
+    }
+
+    /// Flushes and probes the next services, and sees who is to be refreshed, until it has looked
+    /// at so many records that the rest must wait for the next tick.
+    fn work(&mut self, shared: &mut Shared, now: Moment) {
+        let mut looks = MOST_LOOKS;
+        for _ in 0..self.services.len().min(MOST_SERVICES) {
+            if looks == 0 || !self.calls.has_room() {
+                break;
+            }
+            let index = self.rounds.work.next(self.services.len());
+            if !self.leads(index) {
+                continue;
+            }
+            self.flush(index, shared, now, &mut looks);
+            self.probe(index, shared, now);
+            if let Some(at_work) = self.services.get_mut(index) {
+                let (data, applications) = (&shared.data, &mut shared.applications);
+                let ahead = ahead(&self.configuration.reporting, &at_work.service.trust);
+                let refresher = &mut at_work.refresher;
+                refresher.take_marks(data, applications);
+                refresher.list_marked(data, applications, ahead, now, &mut looks);
             }
         }
-        self.look_after_keys(shared, now);
-        self.hurry(shared, now);
-        self.sweep(shared, now);
     }
 
     /// Goes by the key that the process agreed on, should it be another one now.
@@ -82,11 +146,20 @@ impl Root {
     }
 
     /// Sends the reports that are due.
-    pub(super) fn flush(&mut self, index: usize, shared: &mut Shared, now: Moment) {
-        let settings = settings(&self.configuration);
+    pub(super) fn flush(
+        &mut self,
+        index: usize,
+        shared: &mut Shared,
+        now: Moment,
+        looks: &mut u32,
+    ) {
+        if !self.calls.has_room() {
+            return;
+        }
         let Some(at_work) = self.services.get_mut(index) else {
             return;
         };
+        let settings = settings(&self.configuration.reporting, &at_work.service.trust);
         let (reports, settled) = at_work.flusher.next(
             &shared.data,
             &mut shared.applications,
@@ -96,10 +169,11 @@ impl Root {
                 settings,
                 now,
             },
+            looks,
         );
         at_work.settled(settled, now);
-        for slot in at_work.flusher.take_due() {
-            at_work.refresher.add(slot, now);
+        for (slot, wanted) in at_work.flusher.take_due() {
+            at_work.refresher.add(slot, wanted, now);
         }
         for report in reports {
             self.count(index, Counter::ReportCalls);
@@ -130,22 +204,71 @@ impl Root {
         }
     }
 
-    /// Asks the questions that are due.
-    pub(super) fn refresh(&mut self, index: usize, shared: &mut Shared, now: Moment) {
-        let Some(at_work) = self.services.get_mut(index) else {
-            return;
-        };
-        let questions = at_work
-            .refresher
-            .next(&shared.data, &mut shared.applications, now);
-        for question in questions {
-            if !self.may_refresh(question.digest, shared, now) {
-                if let Some(at_work) = self.services.get_mut(index) {
-                    at_work.refresher.left_to_another(question.slot);
-                }
-                continue;
+    /// Asks the questions that are due, of all services those first that cannot wait, as far as
+    /// the budget of refreshes goes.
+    pub(super) fn refresh(&mut self, shared: &mut Shared, now: Moment) {
+        let mut next: BinaryHeap<_> = self
+            .services
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, at_work)| at_work.leads)
+            .filter_map(|(index, at_work)| Some(Reverse((at_work.refresher.rank(now)?, index))))
+            .collect();
+        for _ in 0..MOST_REFRESHES {
+            if !self.calls.has_room() {
+                return;
             }
+            let Some(Reverse((_, index))) = next.pop() else {
+                return;
+            };
+            let Some(at_work) = self.services.get_mut(index) else {
+                return;
+            };
+            let (data, budget) = (shared.data, self.refreshes);
+            // What cannot be booked is not asked.
+            let may_ask = || budget.take(&data, now, Caller::Known).unwrap_or(false);
+            let ahead = ahead(&self.configuration.reporting, &at_work.service.trust);
+            let applications = &mut shared.applications;
+            match at_work
+                .refresher
+                .next(&data, applications, ahead, now, may_ask)
+            {
+                Next::Nobody => continue,
+                Next::NotWanted(slot) => at_work.looked_elsewhere(slot, now),
+                Next::OverBudget { late } => {
+                    if late {
+                        self.warn_of_late_refreshes(now);
+                    }
+                    return;
+                }
+                Next::Ask(question) => self.ask_in_turn(index, question, shared, now),
+            }
+            if let Some(at_work) = self.services.get_mut(index)
+                && let Some(rank) = at_work.refresher.rank(now)
+            {
+                next.push(Reverse((rank, index)));
+            }
+        }
+    }
+
+    /// Asks about an application that is known, unless another VM does.
+    fn ask_in_turn(&mut self, index: usize, question: Question, shared: &mut Shared, now: Moment) {
+        if self.may_refresh(question.digest, shared, now) {
             self.ask_again(index, question, shared, now);
+        } else if let Some(at_work) = self.services.get_mut(index) {
+            at_work.refresher.left_to_another(question.slot);
+            at_work.looked_elsewhere(question.slot, now);
+        }
+    }
+
+    fn warn_of_late_refreshes(&mut self, now: Moment) {
+        if let Some(withheld) = self.few_refreshes.due(now.monotonic) {
+            warn!(
+                "authorization.refreshes_per_second ({}) is small for the applications in use: some \
+                 answers are almost too old. Raise it, or ttl and stale_if_error, before requests \
+                 have to wait ({withheld} such lines withheld)",
+                self.configuration.authorization.refreshes_per_second
+            );
         }
     }
 
@@ -175,9 +298,9 @@ impl Root {
             }
             None => {
                 self.land(question.digest, Landing::Failed, shared);
-                self.warn_failed(index, "the call could not be made", now);
                 let jitter = shared.random();
                 if let Some(at_work) = self.services.get_mut(index) {
+                    at_work.not_called(now);
                     at_work.refresher.failed(question.slot, now, jitter);
                 }
             }
@@ -191,8 +314,10 @@ impl Root {
             return;
         }
         let slots = shared.applications.slots();
-        let ahead = refresh_ahead(&self.configuration);
-        for _ in 0..slots.div_ceil(TICKS_OF_A_SWEEP).min(MOST_SWEPT) {
+        let reporting = &self.configuration.reporting;
+        let ticks = SWEEP_MILLISECONDS.checked_div(tick_milliseconds(&self.configuration));
+        let share = slots.div_ceil(ticks.unwrap_or(1).max(1));
+        for _ in 0..share.min(MOST_SWEPT) {
             let slot = Slot(self.swept);
             self.swept = self.swept.saturating_add(1);
             if self.swept >= slots {
@@ -206,8 +331,9 @@ impl Root {
                     let at_work = services
                         .iter_mut()
                         .find(|at_work| at_work.leads && at_work.scope == record.scope)?;
-                    if record.wants_refresh(now, ahead) {
-                        at_work.refresher.add(slot, now);
+                    let ahead = ahead(reporting, &at_work.service.trust);
+                    if let Some(wanted) = record.wants_refresh(now, ahead) {
+                        at_work.refresher.add(slot, wanted, now);
                     }
                     Some(Change::Keep(
                         wants_flush(record, now).then_some(at_work.scope),

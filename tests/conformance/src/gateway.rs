@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use service_management::{Backend, Request, Response};
 use tollgate::authorization::{
-    Accuracy, Applications, Asked, Change, Identity, KeyRule, Learned, Lifetimes, Limit, Question,
-    Referrer, Refresher, Refusal, Shown, Slot, Verdict, application,
+    Accuracy, Ahead, Applications, Asked, Change, Identity, KeyRule, Learned, Lifetimes, Limit,
+    Next, Question, Referrer, Refresher, Refusal, Shown, Slot, Verdict, Wanted, application,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Credential, Identities, Kind, Scope};
@@ -23,7 +23,7 @@ use tollgate::service_management::{
     REPORT_CONTENT_TYPE, REPORT_PATH, Reply, ReportAnswer, ReportBody, Right, ServiceAccess,
     authorize_answer, authorize_target, listed_keys, report_answer,
 };
-use tollgate::usage::{Flusher, Settings, Terms, push};
+use tollgate::usage::{Flusher, MOST_LOOKS, Settings, Terms, push};
 
 use crate::memory::Memory;
 use crate::recording::{self, Data};
@@ -39,12 +39,16 @@ const LIFETIMES: Lifetimes = Lifetimes {
 /// Questions for one request at most.
 const MOST_QUESTIONS: usize = 4;
 const INTERVAL: u64 = 10_000;
+const AHEAD: Ahead = Ahead {
+    least: 2 * INTERVAL,
+    round: INTERVAL,
+};
 const SETTINGS: Settings = Settings {
     interval: INTERVAL,
     timeout: 5_000,
     batch: 100,
     uncertain: Uncertain::Resend,
-    refresh_ahead: 2 * INTERVAL,
+    ahead: AHEAD,
 };
 
 /// A gateway, and the backend that it asks and reports to.
@@ -295,7 +299,8 @@ impl Gateway {
         let table = self.applications.table();
         let slot = table.change(&self.data, digest, |_| Change::Keep(()))?;
         if let Some((slot, ())) = slot {
-            service.refresher.add(slot, at);
+            let now = Wanted { due: 0, rank: 0 };
+            service.refresher.add(slot, now, at);
         }
         service.refresh(&self.data, &mut self.applications, &mut self.backend, at)
     }
@@ -425,9 +430,11 @@ impl Service {
                 settings: SETTINGS,
                 now,
             };
-            let (reports, _) = self.flusher.next(data, applications, &access, &terms);
-            for slot in self.flusher.take_due() {
-                self.refresher.add(slot, now);
+            let (reports, _) =
+                self.flusher
+                    .next(data, applications, &access, &terms, &mut MOST_LOOKS.clone());
+            for (slot, wanted) in self.flusher.take_due() {
+                self.refresher.add(slot, wanted, now);
             }
             if reports.is_empty() {
                 return Ok(());
@@ -453,13 +460,16 @@ impl Service {
         now: Moment,
     ) -> Result<()> {
         self.refresher.take_marks(data, applications);
+        let mut looks = MOST_LOOKS;
+        self.refresher
+            .list_marked(data, applications, AHEAD, now, &mut looks);
         loop {
-            let questions = self.refresher.next(data, applications, now);
-            if questions.is_empty() {
-                return Ok(());
-            }
-            for question in questions {
-                self.ask_again(data, applications, backend, question, now)?;
+            match self.refresher.next(data, applications, AHEAD, now, || true) {
+                Next::Ask(question) => {
+                    self.ask_again(data, applications, backend, question, now)?;
+                }
+                Next::NotWanted(_) => {}
+                Next::Nobody | Next::OverBudget { .. } => return Ok(()),
             }
         }
     }

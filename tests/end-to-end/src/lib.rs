@@ -11,3 +11,9 @@ pub use gateway::{Gateway, PATIENCE, SERVICE, Setup, wall_milliseconds};
 pub use load::{Load, Sample, percentile};
 pub use provider::Provider;
 pub use recorder::{Recorder, Seen};
+
+/// Whether tests are to run at their full size, which takes minutes: `TOLLGATE_FULL_SIZE=1`.
+#[must_use]
+pub fn full_size() -> bool {
+    std::env::var_os("TOLLGATE_FULL_SIZE").is_some_and(|value| value == "1")
+}

@@ -3,15 +3,15 @@
 use crate::memory::Memory;
 use crate::random::Random;
 use tollgate::authorization::{
-    Accuracy, Applications, Identity, KeyRule, Lifetimes, Question, Referrer, Refresher, Shown,
-    Slot, Verdict,
+    Accuracy, Ahead, Applications, Identity, KeyRule, Lifetimes, Next, Question, Referrer,
+    Refresher, Shown, Slot, Verdict,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Digest, Kind};
 use tollgate::mapping::{Metrics, Usage};
 use tollgate::moment::Moment;
 use tollgate::service_management::{Authorization, ReportAnswer, Right, ServiceAccess};
-use tollgate::usage::{Flusher, Report, Settings, Terms, Urgent, UrgentCalls};
+use tollgate::usage::{Flusher, MOST_LOOKS, Report, Settings, Terms, Urgent, UrgentCalls};
 
 const SCOPE: u64 = 7;
 const SERVICE: ServiceAccess<'_> = ServiceAccess {
@@ -77,7 +77,10 @@ impl Gateway {
                 timeout: 5_000,
                 batch: 100,
                 uncertain: Uncertain::Resend,
-                refresh_ahead: (ttl / 4).max(interval * 2).min(ttl / 2),
+                ahead: Ahead {
+                    least: (ttl / 4).max(interval * 2).min(ttl / 2),
+                    round: interval,
+                },
             },
             ttl,
             seed,
@@ -165,6 +168,11 @@ impl Gateway {
         if now.monotonic >= self.next_full_tick {
             self.next_full_tick = now.monotonic + self.settings.interval.min(1_000);
             self.refresher.take_marks(&self.data, &self.applications);
+            let (data, applications) = (&self.data, &mut self.applications);
+            let ahead = self.settings.ahead;
+            let mut looks = MOST_LOOKS;
+            self.refresher
+                .list_marked(data, applications, ahead, now, &mut looks);
         }
         self.flush(now, &mut calls);
         self.refresh(now, &mut calls);
@@ -177,11 +185,15 @@ impl Gateway {
             settings: self.settings,
             now,
         };
-        let (reports, _) = self
-            .flusher
-            .next(&self.data, &mut self.applications, &SERVICE, &terms);
-        for slot in self.flusher.take_due() {
-            self.refresher.add(slot, now);
+        let (reports, _) = self.flusher.next(
+            &self.data,
+            &mut self.applications,
+            &SERVICE,
+            &terms,
+            &mut MOST_LOOKS.clone(),
+        );
+        for (slot, wanted) in self.flusher.take_due() {
+            self.refresher.add(slot, wanted, now);
         }
         for Report { batch, body, .. } in reports {
             calls.push(Call::Report(batch, body));
@@ -189,18 +201,28 @@ impl Gateway {
     }
 
     fn refresh(&mut self, now: Moment, calls: &mut Vec<Call>) {
-        for Question {
-            slot,
-            digest,
-            value,
-            ..
-        } in self.refresher.next(&self.data, &mut self.applications, now)
-        {
-            calls.push(Call::Ask {
-                slot,
-                digest,
-                application: String::from_utf8(value).unwrap().parse().unwrap(),
-            });
+        loop {
+            let next = self.refresher.next(
+                &self.data,
+                &mut self.applications,
+                self.settings.ahead,
+                now,
+                || true,
+            );
+            match next {
+                Next::Ask(Question {
+                    slot,
+                    digest,
+                    value,
+                    ..
+                }) => calls.push(Call::Ask {
+                    slot,
+                    digest,
+                    application: String::from_utf8(value).unwrap().parse().unwrap(),
+                }),
+                Next::NotWanted(_) => {}
+                Next::Nobody | Next::OverBudget { .. } => break,
+            }
         }
     }
 

@@ -12,5 +12,6 @@ mod memory;
 mod random;
 mod world;
 
+pub use random::Random;
 pub use tollgate::authorization::Period;
 pub use world::{Figures, Load, Mode, Setup, run};

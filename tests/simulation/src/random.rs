@@ -4,10 +4,14 @@
 pub struct Random(u64);
 
 impl Random {
+    /// Another sequence for each seed.
+    #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
+    /// Any number.
+    #[allow(clippy::should_implement_trait)]
     pub const fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -44,6 +44,8 @@ pub enum Load {
 pub struct Setup {
     /// 1 to 1,024.
     pub gateways: u16,
+    /// How many each is told that there are, if that is another number.
+    pub told: Option<u16>,
     /// What each application may use in a window, on all gateways together.
     pub limit: u64,
     /// The windows.
@@ -156,17 +158,16 @@ pub fn run(setup: Setup) -> Figures {
 
 impl World {
     fn new(setup: Setup) -> Self {
+        let told = setup.told.unwrap_or(setup.gateways);
         let strict = Accuracy::Strict {
-            gateways: setup.gateways,
+            gateways: told,
             settled_after: 0,
         };
-        let eager = Accuracy::Eager {
-            gateways: setup.gateways,
-        };
+        let eager = Accuracy::Eager { gateways: told };
         let (accuracy, ttl) = match setup.mode {
             Mode::FixedFlush => (Accuracy::Exact, 10_000),
             // One gateway knows everything.
-            _ if setup.gateways == 1 => (Accuracy::Exact, 60_000),
+            _ if told == 1 => (Accuracy::Exact, 60_000),
             Mode::Eager => (eager, 60_000),
             Mode::Strict => (strict, 60_000),
         };

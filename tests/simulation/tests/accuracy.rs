@@ -5,6 +5,7 @@ use tollgate_simulation::{Figures, Load, Mode, Period, Setup, run};
 
 const SETUP: Setup = Setup {
     gateways: 4,
+    told: None,
     limit: 1_000,
     period: Period::Minute,
     rate: 200.0,
@@ -109,4 +110,20 @@ fn many_applications_at_their_limits_cost_no_more_calls() {
     });
     assert!(figures.calls < 3.0, "{figures:?}");
     assert!(figures.worst_overrun() < 0.04, "{figures:?}");
+}
+
+#[test]
+fn a_number_of_gateways_that_is_half_of_the_true_one_costs_little_and_a_quarter_more() {
+    let [half, quarter] = [8, 4].map(|told| {
+        let figures = run(Setup {
+            gateways: 16,
+            told: Some(told),
+            lag: 500,
+            windows: 3,
+            ..SETUP
+        });
+        figures.overrun()
+    });
+    assert!(half < 0.06, "{half}");
+    assert!((half..0.3).contains(&quarter), "{quarter}");
 }

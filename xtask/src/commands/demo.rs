@@ -3,7 +3,7 @@
 
 mod checks;
 mod consumers;
-mod interrupt;
+pub(super) mod interrupt;
 mod ledger;
 mod story;
 mod world;

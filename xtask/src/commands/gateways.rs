@@ -38,6 +38,9 @@ pub struct Arguments {
     /// Simulate instead of starting Envoys, and show every accuracy
     #[arg(long)]
     simulate: bool,
+    /// With --simulate: how many gateways each is told that there are, if that is another number
+    #[arg(long, requires = "simulate", value_parser = clap::value_parser!(u16).range(1..=1_024))]
+    told: Option<u16>,
     /// With --simulate: how the load is spread
     #[arg(long, value_enum, default_value_t = Load::Even)]
     load: Load,

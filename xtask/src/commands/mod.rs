@@ -9,4 +9,5 @@ pub mod gateways;
 pub mod lint;
 pub mod mapping_cases;
 pub mod setup;
+pub mod soak;
 pub mod test;

@@ -4,6 +4,7 @@
 mod accounting;
 mod configuration;
 mod faults;
+mod flood;
 mod hostile;
 mod limits;
 mod many;
@@ -17,3 +18,4 @@ mod single_flight;
 mod traps;
 mod waiting;
 mod windows;
+mod worst_day;

@@ -154,3 +154,68 @@ async fn a_new_module_under_load_loses_no_request_no_usage_and_no_limit() -> Res
     assert!(used.0 + used.1 <= admitted.0 + admitted.1 + resent);
     Ok(())
 }
+
+/// The service that comes in place of the removed one; nobody is known to it.
+const OTHER_SERVICE: &str = r#"
+  "1002":
+    backend_version: "1"
+    applications: {}
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
+async fn a_service_that_is_removed_under_load_is_reported_although_its_listener_is_gone_first()
+-> Result<()> {
+    // The interval is longer than the drain time, so all of the last one's usage is pending
+    // when the listener goes.
+    let default = Setup::default();
+    let mut gateway = Gateway::start(Setup {
+        dataset: default.dataset + OTHER_SERVICE,
+        plugin: json!({ "reporting": { "interval": "20s", "timeout": "1s" } }),
+        envoy: EnvoyOptions {
+            drain_time: Duration::from_secs(4),
+            ..setup().envoy
+        },
+    })
+    .await?;
+    let client = gateway.client()?;
+    let load = Load::start(
+        &client,
+        4,
+        Duration::from_millis(2),
+        "/v1/items",
+        "free-key",
+    );
+    load.go_on_for(1_000).await?;
+    let other = gateway.plugin_with(&json!({ "services": [{
+        "id": "1002",
+        "token": { "env": "TG_SERVICE_TOKEN" },
+        "hosts": ["*"],
+        "credentials": { "user_key": [{ "header": "x-api-key" }] },
+        "mapping_rules": [{ "pattern": "/", "usage": { "hits": 1 } }],
+    }] }));
+    let update = gateway.envoy.update_listener(other).await?;
+    assert_eq!(update, ListenerUpdate::Accepted);
+    let mut others = 0;
+    eventually("the service to be gone", PATIENCE, async || {
+        let reply = client.get("/v1/items", &[("x-api-key", "free-key")]).await;
+        let status = reply.ok()?.status;
+        others += u64::from(status == 200);
+        (status == 403).then_some(())
+    })
+    .await?;
+    drained(&gateway).await?;
+    let statuses = by_status(&load.finish().await?);
+    let admitted = count(&statuses, 200) + others;
+    let pending = admitted.saturating_sub(gateway.usage("free", "hits"));
+    gateway.flushed(admitted).await?;
+    let used = gateway.usage("free", "hits");
+    println!(
+        "a service removed with {pending} units pending: {statuses:?}, usage {used}, {} of it by \
+         connections that were reset",
+        used.saturating_sub(admitted)
+    );
+    assert!(pending > 0, "nothing was left to report");
+    assert!((admitted..=admitted + count(&statuses, 0)).contains(&used));
+    Ok(())
+}

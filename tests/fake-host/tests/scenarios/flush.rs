@@ -532,6 +532,68 @@ fn a_newer_configuration_takes_the_lead_and_the_older_one_stops() {
     assert_eq!(books(&envoy, "hits").acknowledged, 3);
 }
 
+/// Two services with a hit each, of which the second is then removed.
+fn a_removed_service(reporting: serde_json::Value) -> (FakeEnvoy, Worker) {
+    let services = [
+        service("1001", "api.example.com"),
+        service("2002", "two.example.com"),
+    ];
+    let changes = json!({ "services": services, "reporting": reporting });
+    let (envoy, worker) = gateway(&configuration(changes));
+    introduce(&envoy, &worker, "alice", authorized());
+    let request = worker.request().host("two.example.com");
+    let stream = request.get("/?user_key=bob").send().paused();
+    worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+    worker.poll(stream).forwarded();
+    envoy.advance(seconds(6));
+    assert!(worker.configure(&plain()));
+    (envoy, worker)
+}
+
+#[test]
+fn a_removed_service_is_reported_although_its_listener_drains_before_the_interval_is_over() {
+    let (envoy, worker) = a_removed_service(json!({ "interval": "60s" }));
+    worker.drain();
+    let workers = [worker];
+    let calls = pass_time(&envoy, &workers, seconds(120), |call| {
+        is_report(call).then(accepted)
+    });
+    assert_eq!(usage_of(&reports(&calls), "hits"), 2);
+    let both = books(&envoy, "hits");
+    assert_eq!((both.acknowledged, both.pending, both.in_flight), (2, 0, 0));
+    // Ten minutes later its memory is given back, and nothing of it happens any more.
+    let calls = pass_time(&envoy, &workers, seconds(1_200), |call| {
+        is_report(call).then(accepted)
+    });
+    assert_eq!(reports(&calls).len(), 0);
+    behaved(&envoy);
+}
+
+#[test]
+fn usage_of_a_removed_service_whose_vm_has_gone_waits_until_a_configuration_has_it_again() {
+    let (envoy, worker) = a_removed_service(json!({}));
+    worker.drain();
+    worker.restart_vm();
+    assert!(worker.configure(&plain()));
+    let workers = [worker];
+    let go_on = |time| {
+        pass_time(&envoy, &workers, time, |call| {
+            is_report(call).then(accepted)
+        })
+    };
+    assert_eq!(usage_of(&reports(&go_on(seconds(1_200))), "hits"), 1);
+    let both = books(&envoy, "hits");
+    assert_eq!((both.acknowledged, both.pending), (1, 1), "not lost yet");
+    let services = [
+        service("1001", "api.example.com"),
+        service("2002", "two.example.com"),
+    ];
+    assert!(workers[0].configure(&configuration(json!({ "services": services }))));
+    assert_eq!(usage_of(&reports(&go_on(seconds(90))), "hits"), 1);
+    assert_eq!(books(&envoy, "hits").acknowledged, 2);
+    behaved(&envoy);
+}
+
 #[test]
 fn an_older_configuration_reports_what_only_it_can() {
     let services = [
@@ -755,4 +817,58 @@ fn books_balance_and_limits_hold_while_clocks_jump_and_configurations_change() {
         assert_eq!(admitted + left, 150, "seed {seed}: exact, also downwards");
         behaved(&envoy);
     }
+}
+
+#[test]
+fn reports_stay_below_what_the_backend_takes_whatever_the_names_and_keys() {
+    // Every character is three in a form.
+    let metrics: Vec<String> = (0..64)
+        .map(|number| format!("{}{number:02}", "%".repeat(126)))
+        .collect();
+    let usage: serde_json::Map<_, _> = metrics
+        .iter()
+        .map(|name| (name.clone(), json!(1)))
+        .collect();
+    let mut service = service("1001", "api.example.com");
+    service["mapping_rules"] = json!([{ "pattern": "/", "usage": usage }]);
+    service["credentials"] = json!({ "user_key": [{ "header": "x-key" }] });
+    let (envoy, worker) = gateway(&configuration(json!({
+        "services": [service],
+        "authorization": { "capacity": 512 },
+        "reporting": { "batch": 1_000 },
+    })));
+    let count = 150;
+    for number in 0..count {
+        let key = format!("{}{number:03}", "&".repeat(253));
+        let stream = worker
+            .request()
+            .get("/")
+            .header("x-key", key)
+            .send()
+            .paused();
+        worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+        worker.poll(stream).forwarded();
+    }
+    let calls = pass_time(&envoy, &[worker], seconds(60), |call| {
+        is_report(call).then(accepted)
+    });
+    let bodies: Vec<_> = calls.iter().filter(|call| is_report(call)).collect();
+    let mut transactions = 0;
+    for call in &bodies {
+        assert!(
+            call.body.len() <= 4 * 1_024 * 1_024,
+            "{} bytes",
+            call.body.len()
+        );
+        let parameters = form_urlencoded::parse(&call.body).count();
+        assert!(parameters <= 4_096, "{parameters} parameters");
+        transactions += Report::parse(&call.body).transactions.len();
+    }
+    // Metrics that are known earlier than others leave in transactions of their own.
+    assert!(bodies.len() >= 3 && transactions >= count, "{transactions}");
+    for metric in &metrics {
+        let books = books(&envoy, metric);
+        assert_eq!((books.acknowledged, books.lost), (count as u64, 0));
+    }
+    behaved(&envoy);
 }

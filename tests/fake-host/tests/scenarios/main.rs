@@ -7,6 +7,7 @@
 
 mod accidents;
 mod asking;
+mod budget;
 mod credentials;
 mod exact;
 mod flights;
@@ -15,6 +16,7 @@ mod flush;
 mod keys;
 mod limits;
 mod metrics;
+mod outage;
 mod quotas;
 mod refresh;
 mod refused;
@@ -26,4 +28,5 @@ mod support;
 mod table;
 mod ticks;
 mod tokens;
+mod unread;
 mod worded;

@@ -37,6 +37,8 @@ struct Flushed {
     transactions: usize,
     reports: usize,
     ticks: u32,
+    /// Of these, until the last report.
+    busy_ticks: u32,
     longest_tick: Longest,
     longest_answer: Longest,
 }
@@ -44,19 +46,21 @@ struct Flushed {
 /// Ticks and answers every call, until nothing more is reported for some ticks.
 fn flush(envoy: &FakeEnvoy, worker: &Worker) -> Flushed {
     let mut flushed = Flushed::default();
-    let mut idle = 0;
-    while idle < 25 {
-        envoy.advance(SECOND);
+    let mut idle = Duration::ZERO;
+    let period = Duration::from_millis(worker.tick_period_ms().into());
+    while idle < seconds(25) {
+        envoy.advance(period);
         flushed.longest_tick.of(|| worker.tick());
         flushed.ticks += 1;
-        idle += 1;
+        idle += period;
         while let Some(call) = worker.calls().into_iter().next() {
             let answer = if is_report(&call) {
                 let report = Report::parse(&call.body);
                 flushed.transactions += report.transactions.len();
                 flushed.units += usage_of(&[report], "hits");
                 flushed.reports += 1;
-                idle = 0;
+                idle = Duration::ZERO;
+                flushed.busy_ticks = flushed.ticks;
                 accepted()
             } else {
                 authorized().at(envoy.wall_ms())
@@ -89,7 +93,7 @@ fn applications(count: u64, capacity: u64) {
         flushed.units,
         flushed.transactions,
         flushed.reports,
-        flushed.ticks - 25,
+        flushed.busy_ticks,
         flushed.longest_tick.0,
         flushed.longest_answer.0,
     );
@@ -113,8 +117,9 @@ fn services(count: usize, capacity: u64) {
     ));
     let mut idle = Longest::default();
     worker.tick();
-    for _ in 0..20 {
-        envoy.advance(SECOND);
+    let period = Duration::from_millis(worker.tick_period_ms().into());
+    for _ in 0..200 {
+        envoy.advance(period);
         idle.of(|| worker.tick());
     }
     for number in 0..count {
@@ -128,9 +133,14 @@ fn services(count: usize, capacity: u64) {
     }
     let flushed = flush(&envoy, &worker);
     println!(
-        "{count} services, capacity {capacity}: longest tick {:?} without traffic; {} units in {} \
-         reports, longest tick {:?}, longest answer {:?}",
-        idle.0, flushed.units, flushed.reports, flushed.longest_tick.0, flushed.longest_answer.0,
+        "{count} services, capacity {capacity}, a tick every {period:?}: longest tick {:?} without \
+         traffic; {} units in {} reports over {} ticks, longest tick {:?}, longest answer {:?}",
+        idle.0,
+        flushed.units,
+        flushed.reports,
+        flushed.busy_ticks,
+        flushed.longest_tick.0,
+        flushed.longest_answer.0,
     );
     assert_eq!(flushed.units, count as u64);
     behaved(&envoy);
@@ -144,6 +154,90 @@ fn thousands_of_applications_with_pending_usage_are_flushed_completely() {
 #[test]
 fn many_services_are_flushed_completely() {
     services(50, 50_000);
+}
+
+#[test]
+fn a_tick_looks_after_a_hundred_services_at_most_and_each_has_its_turn_once_a_second() {
+    let all: Vec<Value> = (0..250)
+        .map(|number| service(&number.to_string(), &format!("{number}.example.com")))
+        .collect();
+    let (envoy, worker) = quiet_gateway(&configuration(json!({
+        "services": all, "authorization": { "capacity": 1_024 },
+    })));
+    assert_eq!(worker.tick_period_ms(), 333);
+    let period = Duration::from_millis(333);
+    for number in 0..250 {
+        let request = worker.request().get("/?user_key=alice");
+        let stream = request
+            .host(&format!("{number}.example.com"))
+            .send()
+            .paused();
+        worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+        worker.poll(stream).forwarded();
+    }
+    let mut reported = Vec::new();
+    for _ in 0..3 {
+        envoy.advance(period);
+        worker.tick();
+        // Unanswered calls would hold the next ones back.
+        let calls = worker.answer_all(|_| accepted());
+        reported.push(reports(&calls).len());
+    }
+    assert_eq!(reported, [100, 100, 50]);
+    // Nothing is done twice, and with their interval over all have their turn again.
+    for number in 0..250 {
+        let request = worker.request().get("/?user_key=alice");
+        let request = request.host(&format!("{number}.example.com"));
+        request.send().forwarded();
+    }
+    let mut calls = Vec::new();
+    for _ in 0..33 {
+        envoy.advance(period);
+        worker.tick();
+        calls.extend(worker.answer_all(|_| accepted()));
+    }
+    assert_eq!(reports(&calls).len(), 250);
+    behaved(&envoy);
+}
+
+#[test]
+fn calls_that_nobody_waits_for_leave_room_below_envoys_circuit_breaker() {
+    let all: Vec<Value> = (0..100)
+        .map(|number| service(&number.to_string(), &format!("{number}.example.com")))
+        .collect();
+    let (envoy, worker) = quiet_gateway(&configuration(json!({
+        "services": all, "authorization": { "capacity": 4_096 }, "reporting": { "batch": 1 },
+    })));
+    for number in 0..100 {
+        for key in 0..6 {
+            let request = worker.request().get(format!("/?user_key=key-{key}"));
+            let host = format!("{number}.example.com");
+            let stream = request.host(&host).send().paused();
+            worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+            worker.poll(stream).forwarded();
+        }
+    }
+    // Nobody answers.
+    for _ in 0..20 {
+        envoy.advance(Duration::from_millis(100));
+        worker.tick();
+        let calls = worker.calls().len();
+        assert!((1..=164).contains(&calls), "{calls} calls");
+    }
+    let mut units = 0;
+    for _ in 0..60 {
+        let calls = worker.answer_all(|call| {
+            if is_report(call) {
+                return accepted();
+            }
+            authorized().at(envoy.wall_ms())
+        });
+        units += usage_of(&reports(&calls), "hits");
+        envoy.advance(SECOND);
+        worker.tick();
+    }
+    assert_eq!(units, 600);
+    behaved(&envoy);
 }
 
 #[test]

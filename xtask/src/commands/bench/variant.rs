@@ -16,6 +16,8 @@ use tollgate_harness::{Envoy, EnvoyOptions, Plugin, connection_manager, wasm_fil
 pub enum Variant {
     /// Envoy without any filter but the router.
     None,
+    /// One callback that lets the request pass: what the host costs by itself.
+    Raw,
     /// A filter on the stock SDK that reads one header.
     Hello,
     /// Envoy's own `api_key_auth` and `local_ratelimit`.
@@ -32,6 +34,7 @@ impl Variant {
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Raw => "raw",
             Self::Hello => "hello",
             Self::Native => "native",
             Self::Unlimited => "unlimited",
@@ -44,6 +47,7 @@ impl Variant {
     pub fn package(self) -> Option<&'static str> {
         match self {
             Self::None | Self::Native => None,
+            Self::Raw => Some("raw"),
             Self::Hello => Some("hello-world"),
             Self::Unlimited | Self::Limited | Self::Token => Some("tollgate"),
         }
@@ -69,8 +73,8 @@ impl Variant {
         let filters = match (self, &module) {
             (Self::Unlimited | Self::Limited | Self::Token, _) => None,
             (Self::Native, _) => Some(native()),
-            (Self::Hello, Some(module)) => Some(vec![wasm_filter("hello", module)]),
-            (Self::None | Self::Hello, _) => Some(Vec::new()),
+            (Self::Raw | Self::Hello, Some(module)) => Some(vec![wasm_filter(self.name(), module)]),
+            (Self::None | Self::Raw | Self::Hello, _) => Some(Vec::new()),
         };
         let plugin = match self {
             Self::Token => super::token::plugin(),
@@ -105,10 +109,11 @@ impl Variant {
         );
         let counters: &[&str] = match self {
             Self::None => &[],
-            Self::Hello => {
+            Self::Raw | Self::Hello => {
                 ensure!(
                     get(after, "wasm.envoy.wasm.runtime.v8.active") > 0,
-                    "hello: no module is loaded"
+                    "{}: no module is loaded",
+                    self.name()
                 );
                 &[]
             }

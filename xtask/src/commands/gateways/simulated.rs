@@ -63,6 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn simulate(arguments: &Arguments, gateways: u16, lag: u64, mode: Mode) -> Figures {
     let figures = simulation::run(Setup {
         gateways,
+        told: arguments.told,
         limit: arguments.limit,
         period: Period::Minute,
         rate: f64::from(arguments.rate),
