@@ -46,4 +46,5 @@ pub mod moment;
 pub mod request;
 pub mod service_management;
 pub mod shared_data;
+pub mod tokens;
 pub mod usage;

@@ -170,6 +170,11 @@ fn every_part_of_a_service_in_the_documentation_is_accepted() {
                 }],
             });
             configuration["services"][0][part] = serde_json::to_value(fragment).unwrap();
+            // What rules require, they require of the tokens beside them.
+            if let Some(credentials) = value.get("credentials") {
+                configuration["services"][0]["credentials"] =
+                    serde_json::to_value(credentials).unwrap();
+            }
             load(&configuration.to_string(), &block.place);
             loaded.push(part);
         }
@@ -235,12 +240,18 @@ fn the_documented_defaults_are_the_defaults() {
 fn every_field_is_in_the_reference() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let reference = fs::read_to_string(root.join("docs/configuration.md")).unwrap();
+    let reference = reference + &fs::read_to_string(root.join("docs/tokens.md")).unwrap();
     let probes = [
         r#"{ "?": 0 }"#,
         r#"{ "service_management": { "?": 0 } }"#,
         r#"{ "services": [{ "?": 0 }] }"#,
         r#"{ "services": [{ "credentials": { "?": 0 } }] }"#,
         r#"{ "services": [{ "mapping_rules": [{ "?": 0 }] }] }"#,
+        r#"{ "services": [{ "mapping_rules": [{ "require": { "?": 0 } }] }] }"#,
+        r#"{ "services": [{ "mapping_rules": [{ "require": { "claims": [{ "?": 0 }] } }] }] }"#,
+        r#"{ "services": [{ "credentials": { "token": { "?": 0 } } }] }"#,
+        r#"{ "services": [{ "credentials": { "token": { "issuers": [{ "?": 0 }] } } }] }"#,
+        r#"{ "services": [{ "credentials": { "token": { "issuers": [{ "discovery": { "?": 0 } }] } } }] }"#,
         r#"{ "services": [{ "authorization": { "?": 0 } }] }"#,
         r#"{ "authorization": { "?": 0 } }"#,
         r#"{ "reporting": { "?": 0 } }"#,
@@ -298,6 +309,7 @@ fn every_counter_is_in_the_description_of_operations_and_no_other() {
         "refreshes_waiting",
     ];
     counters.extend(gauges.map(str::to_owned));
+    counters.extend(names("src/host/root/tokens.rs", "let names = [", "];\n"));
     let operations = document("docs/operations.md");
     for counter in &counters {
         let row = format!("\n| `{counter}` | ");
@@ -317,7 +329,8 @@ fn every_detail_of_a_reply_and_every_reason_is_in_the_description_of_failure() {
     let failure = document("docs/failure.md");
     let replies = names("src/host/local_reply.rs", "let case = match self {", "};\n");
     let denials = Denial::ALL.iter().map(|denial| denial.as_str().to_owned());
-    for detail in replies.into_iter().chain(denials) {
+    let flaws = names("src/tokens/mod.rs", "pub const fn as_str", "\n}\n");
+    for detail in replies.into_iter().chain(flaws).chain(denials) {
         let detail = format!("`tollgate_{detail}`");
         assert!(failure.contains(&detail), "{detail}");
     }

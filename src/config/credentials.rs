@@ -25,6 +25,11 @@ pub(super) fn credentials(
     environment: Environment<'_>,
 ) -> Result<Credentials, ConfigurationError> {
     let wrong = |error: CredentialsError| match error {
+        CredentialsError::Repeated(List::Token, index) => place
+            .field("token")
+            .field("places")
+            .index(index)
+            .error(Problem::RepeatedSource),
         CredentialsError::Empty(list) => place.field(name(list)).error(Problem::EmptyList(
             "name at least one place to look in, like { query: user_key }",
         )),
@@ -63,10 +68,24 @@ fn name(list: List) -> &'static str {
         List::UserKey => "user_key",
         List::AppId => "app_id",
         List::AppKey => "app_key",
+        List::Token => "token",
     }
 }
 
 fn sources(shape: &shape::Credentials, place: &Place<'_>) -> Result<Sources, ConfigurationError> {
+    if let Some(token) = &shape.token {
+        for (other, stands) in [
+            ("user_key", shape.user_key.is_some()),
+            ("app_id", shape.app_id.is_some()),
+            ("app_key", shape.app_key.is_some()),
+        ] {
+            if stands {
+                return Err(place.field(other).error(Problem::BesideToken));
+            }
+        }
+        let place = place.field("token");
+        return super::tokens::places(&token.0, &place).map(Sources::Token);
+    }
     let list = |places: &Places, list| self::list(places, &place.field(name(list)));
     match (&shape.user_key, &shape.app_id, &shape.app_key) {
         (Some(_), Some(_), _) => Err(place.field("app_id").error(Problem::TwoKinds)),
@@ -94,7 +113,7 @@ fn sources(shape: &shape::Credentials, place: &Place<'_>) -> Result<Sources, Con
     }
 }
 
-fn list(places: &Places, place: &Place<'_>) -> Result<Vec<Source>, ConfigurationError> {
+pub(super) fn list(places: &Places, place: &Place<'_>) -> Result<Vec<Source>, ConfigurationError> {
     let places = places.iter().enumerate();
     places
         .map(|(index, shape)| source(&shape.0, &place.index(index)))

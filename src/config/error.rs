@@ -14,6 +14,7 @@ use super::replies::ReplyHeaderError;
 use super::sharing::PathPrefixError;
 use crate::credentials::SourceError;
 use crate::mapping::{MetricsError, RuleError};
+use crate::tokens::{KeySetError, UrlError};
 
 /// The first thing that is wrong with a configuration.
 ///
@@ -183,6 +184,55 @@ pub enum Problem {
         "cannot stand beside user_key: a service at service management knows its applications by user_key or by app_id, never by both"
     )]
     TwoKinds,
+    /// Another kind of credentials beside tokens.
+    #[error(
+        "cannot stand beside token: the application of a request is then the one that its token speaks for"
+    )]
+    BesideToken,
+    /// Tokens in bodies.
+    #[error("tokens are not looked for in bodies: name a header, a cookie or a query parameter")]
+    TokenInBody,
+    /// A requirement without tokens.
+    #[error("needs credentials.token: only a token has scopes and claims")]
+    RequireWithoutToken,
+    /// A requirement of nothing, of one rule or of one claim.
+    #[error("requires nothing: {0}")]
+    EmptyRequirement(&'static str),
+    /// More different requirements than a service may have.
+    #[error("is the 64th different requirement of this service: it may have 63")]
+    ManyRequirements,
+    /// No place for an issuer's keys, or two.
+    #[error(
+        "must say where the keys are: discovery, like {{ cluster: id }}, or jwks, like {{ keys: [..] }}; one of them"
+    )]
+    KeySource,
+    /// Not a set of keys.
+    #[error("{0}")]
+    KeySet(KeySetError),
+    /// An issuer that stands there twice.
+    #[error("{0}: is named before; each issuer stands here once")]
+    RepeatedIssuer(String),
+    /// Not a URL.
+    #[error("{found}: {error}")]
+    Url {
+        /// The text as given.
+        found: String,
+        /// Why it is none.
+        error: UrlError,
+    },
+    /// Not the path of a claim.
+    #[error(
+        "{0}: must be the name of a claim, like azp, names within each other with dots between them, like realm_access.roles, or the same as a list, like [\"https://example.com/roles\"]"
+    )]
+    ClaimPath(String),
+    /// Not an algorithm.
+    #[error("{0}: must be one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA")]
+    Algorithm(String),
+    /// A header that no claim can be in.
+    #[error(
+        "{0}: this header is the request's own or the connection's: choose another, like x-client-id"
+    )]
+    ClaimHeader(String),
     /// Credentials in the body, and to be stripped.
     #[error(
         "cannot be true while a place is {{ body: .. }}: Tollgate does not change bodies, so the upstream would still see the credential"

@@ -20,6 +20,7 @@ mod shape;
 mod sharing;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod trust;
 
 use std::rc::Rc;
@@ -38,6 +39,7 @@ pub use settings::{
     AuthorizationSettings, ReportingSettings, ServiceManagement, Uncertain, UnmatchedHosts,
 };
 pub use sharing::{PathPrefix, PathPrefixError, RouteName, Share};
+pub use tokens::Tokens;
 pub use trust::{Trust, Unknown};
 
 /// What a variable of the VM's environment holds, if it is there.

@@ -57,6 +57,10 @@ pub enum Outcome {
     Unavailable,
     /// The same, because this gateway is misconfigured.
     Misconfigured,
+    /// The token is not valid.
+    InvalidToken,
+    /// The token does not allow this operation.
+    InsufficientScope,
     /// The credential may be in a body that is too large to look into.
     LargeBody,
     /// The credential may be in a body that did not come in time.
@@ -68,7 +72,7 @@ pub enum Outcome {
 impl Outcome {
     /// Each with its name in the configuration and what is built in. The last two can be
     /// configured for all services only, for nobody has found out the service.
-    const ALL: [(Self, &'static str, u16, &'static str); 10] = [
+    const ALL: [(Self, &'static str, u16, &'static str); 12] = [
         (
             Self::NoCredential,
             "no_credential",
@@ -110,6 +114,18 @@ impl Outcome {
             "misconfigured",
             503,
             "The request cannot be authorized right now.",
+        ),
+        (
+            Self::InvalidToken,
+            "invalid_token",
+            401,
+            "The token is not valid.",
+        ),
+        (
+            Self::InsufficientScope,
+            "insufficient_scope",
+            403,
+            "The token does not allow this operation.",
         ),
         (Self::LargeBody, "large_body", 413, "The form is too large."),
         (
@@ -194,6 +210,8 @@ impl Replies {
         let [
             unavailable,
             misconfigured,
+            invalid_token,
+            insufficient_scope,
             large_body,
             late_body,
             no_service,
@@ -206,6 +224,8 @@ impl Replies {
             Outcome::Disabled => disabled,
             Outcome::Unavailable => unavailable,
             Outcome::Misconfigured => misconfigured,
+            Outcome::InvalidToken => invalid_token,
+            Outcome::InsufficientScope => insufficient_scope,
             Outcome::LargeBody => large_body,
             Outcome::LateBody => late_body,
             Outcome::NoService => no_service,

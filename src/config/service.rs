@@ -10,7 +10,7 @@ use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::exemption::ExemptionError;
 use super::{
     Environment, Exemption, HostPattern, PathPrefix, Replies, RouteName, Secret, ServiceManagement,
-    Share, Trust, shape,
+    Share, Tokens, Trust, shape, tokens,
 };
 use crate::credentials::{Credentials, Scope};
 use crate::mapping::{MAX_DELTA, MetricId, Metrics, MetricsError, Rule, RuleError, Rules};
@@ -37,6 +37,8 @@ pub struct Service {
     pub share: Share,
     /// Where its consumers put their credentials.
     pub credentials: Credentials,
+    /// How its tokens are checked, where it has tokens; its credentials are then those.
+    pub tokens: Option<Box<Tokens>>,
     /// The metrics that its rules and hierarchy name.
     pub metrics: Metrics,
     /// What its requests cost.
@@ -100,6 +102,7 @@ impl Service {
             &place.field("mapping_rules"),
             &metrics,
         )?;
+        let tokens = tokens::tokens(&shape, place)?;
         let exemptions = exemptions(&shape.exempt, &place.field("exempt"))?;
         let replies = replies.changed_by_service(&shape.replies, &place.field("replies"))?;
         let trust = trust.changed(
@@ -114,10 +117,12 @@ impl Service {
             },
             id: shape.id,
             right,
-            oauth: shape.oauth,
+            // Nobody shows a key beside a token, so an application's keys must not be needed.
+            oauth: shape.oauth || tokens.is_some(),
             hosts,
             share,
             credentials,
+            tokens,
             metrics,
             rules,
             exemptions,

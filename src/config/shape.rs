@@ -109,6 +109,8 @@ pub(super) struct Credentials {
     pub(super) app_id: Option<Vec<Object<Source>>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) app_key: Option<Vec<Object<Source>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) token: Option<Object<super::tokens::shape::Tokens>>,
     #[serde(default)]
     pub(super) strip: bool,
     #[serde(default)]
@@ -160,6 +162,8 @@ pub(super) struct MappingRule {
     pub(super) usage: Pairs<Value>,
     #[serde(default)]
     pub(super) last: bool,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) require: Option<Object<super::tokens::shape::Require>>,
 }
 
 #[derive(Deserialize)]
@@ -353,13 +357,19 @@ fn hint(field: &str) -> &'static str {
         "pattern" => ": the paths that the rule is for, like \"/v1/orders/{id}$\"",
         "usage" => ": what a request counts as, like { hits: 1 }",
         "user_key" => ": where the key is, like [{ header: x-api-key }]",
+        "issuers" => {
+            ": whose tokens are taken, like [{ issuer: \"https://id.example.com\", audiences: [api], discovery: { cluster: id } }]"
+        }
+        "issuer" => ": the iss of its tokens, like \"https://id.example.com\"",
+        "audiences" => ": which aud a token must have, like [api]",
+        "claim" => ": which claim is looked at, like realm_access.roles",
         _ => "",
     }
 }
 
 /// Reads an optional field that is there: `null` is not the same as leaving it out,
 /// because in YAML a name with nothing behind it is `null`, and a mistake.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+pub(super) fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

@@ -453,11 +453,11 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/mapping_rules/0/verb",
-            "services[0].mapping_rules[0].verb: is unknown; the fields here are method, pattern, query, usage, last",
+            "services[0].mapping_rules[0].verb: is unknown; the fields here are method, pattern, query, usage, last, require",
         ),
         (
             "/services/0/mapping_rules/0/a b",
-            "services[0].mapping_rules[0][\"a b\"]: is unknown; the fields here are method, pattern, query, usage, last",
+            "services[0].mapping_rules[0][\"a b\"]: is unknown; the fields here are method, pattern, query, usage, last, require",
         ),
     ] {
         assert_eq!(error(&with(pointer, json!(1))), message);
@@ -475,8 +475,8 @@ fn an_unknown_field_is_named_with_what_there_is() {
         ),
         (
             "/services/0/credentials",
-            json!({ "token": [] }),
-            "services[0].credentials.token: is unknown; the fields here are user_key, app_id, app_key, strip, referrer, anonymous",
+            json!({ "tokens": [] }),
+            "services[0].credentials.tokens: is unknown; the fields here are user_key, app_id, app_key, token, strip, referrer, anonymous",
         ),
         (
             "/services/0/credentials",
@@ -1271,7 +1271,7 @@ fn a_reply_that_cannot_be_sent_is_refused() {
             assert_eq!(error(&with(pointer, replies)), format!("{place}.{outcome}{headers}{message}"));
         }
     }
-    let outcomes = "no_credential, denied, no_mapping_rule, limited, disabled, unavailable, misconfigured, large_body";
+    let outcomes = "no_credential, denied, no_mapping_rule, limited, disabled, unavailable, misconfigured, invalid_token, insufficient_scope, large_body";
     let unknown = json!({ "not_found": {} });
     assert_eq!(
         error(&with("/replies", unknown)),

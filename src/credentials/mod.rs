@@ -54,6 +54,8 @@ pub enum Sources {
         /// Where the key is; nowhere if empty.
         app_key: Vec<Source>,
     },
+    /// By an `app_id` that a verified token names ([`crate::tokens`]).
+    Token(Vec<Source>),
 }
 
 /// A list of sources, by its name in the configuration.
@@ -65,6 +67,8 @@ pub enum List {
     AppId,
     /// `app_key`
     AppKey,
+    /// `token`
+    Token,
 }
 
 /// Why sources cannot be a service's credentials.
@@ -94,6 +98,8 @@ pub enum Found<'a> {
     /// wrong credential (403), and nobody is asked: the backend refuses such values, and
     /// in a batch of reports one of them would cost the whole batch.
     Unusable,
+    /// A token that is still to be verified, as its bytes.
+    Token(Cow<'a, [u8]>),
     /// It may be in the body, which has not arrived yet: look again when it is here.
     InBody,
     /// No source holds anything: 401.
@@ -193,7 +199,7 @@ impl Credentials {
     pub fn kind(&self) -> Kind {
         match self.sources {
             Sources::UserKey(_) => Kind::UserKey,
-            Sources::AppId { .. } => Kind::AppId,
+            Sources::AppId { .. } | Sources::Token(_) => Kind::AppId,
         }
     }
 
@@ -225,6 +231,10 @@ impl Credentials {
         let (value, app_key) = match &self.sources {
             Sources::UserKey(sources) => (search(sources), Held::Nothing),
             Sources::AppId { app_id, app_key } => (search(app_id), search(app_key)),
+            Sources::Token(sources) => match search(sources) {
+                Held::Value(token) => return Found::Token(token),
+                other => (other, Held::Nothing),
+            },
         };
         let credential = match (value, app_key) {
             (Held::Unusable, _) | (_, Held::Unusable) => None,
@@ -241,14 +251,34 @@ impl Credentials {
             (Held::Value(value), Held::Value(app_key)) => Credential::new(self.kind(), value)
                 .and_then(|credential| credential.with_app_key(app_key)),
         };
-        let credential = match credential {
-            Some(credential) if self.referrer => {
-                let referrer = request.headers.first(b"referer").unwrap_or_default();
-                credential.with_referrer(Cow::Borrowed(source::trim(referrer)))
-            }
-            other => other,
-        };
-        credential.map_or(Found::Unusable, Found::Credential)
+        credential
+            .and_then(|credential| self.referred(credential, request))
+            .map_or(Found::Unusable, Found::Credential)
+    }
+
+    /// The credential of a request whose token speaks for this application; `None` if nobody can
+    /// have it.
+    #[must_use]
+    pub fn of_token<'a>(
+        &self,
+        application: &'a str,
+        request: &Request<'a>,
+    ) -> Option<Credential<'a>> {
+        let credential = Credential::new(self.kind(), Cow::Borrowed(application.as_bytes()))?;
+        self.referred(credential, request)
+    }
+
+    /// With the request's `Referer`, where that is looked at.
+    fn referred<'a>(
+        &self,
+        credential: Credential<'a>,
+        request: &Request<'a>,
+    ) -> Option<Credential<'a>> {
+        if !self.referrer {
+            return Some(credential);
+        }
+        let referrer = request.headers.first(b"referer").unwrap_or_default();
+        credential.with_referrer(Cow::Borrowed(source::trim(referrer)))
     }
 
     /// Whether the `Referer` of a request belongs to its credential.
@@ -282,6 +312,7 @@ impl Sources {
                 (List::AppId, app_id.as_slice()),
                 Some((List::AppKey, app_key.as_slice())),
             ),
+            Self::Token(token) => ((List::Token, token.as_slice()), None),
         };
         std::iter::once(first).chain(second)
     }

@@ -159,6 +159,12 @@ impl HeaderName {
         }
         Ok(Self(name.to_ascii_lowercase().into()))
     }
+
+    /// The name, in lower case.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl CookieName {

@@ -29,6 +29,7 @@ fn find(sources: Vec<Source>, target: &[u8], pairs: &[(&[u8], &[u8])]) -> String
     ) {
         Found::Credential(credential) => credential.expose().to_owned(),
         Found::Unusable => "(unusable)".to_owned(),
+        Found::Token(token) => String::from_utf8_lossy(&token).into_owned(),
         Found::InBody => "(in the body)".to_owned(),
         Found::Missing => "(missing)".to_owned(),
     }

@@ -9,6 +9,7 @@ use crate::service_management::{
     UPSTREAM_HEADER, authorize_answer, authorize_target, listed_keys, metrics_answer,
     push_no_usage, report_answer,
 };
+use crate::tokens::Url;
 use std::time::Duration;
 
 /// Bytes of an answer that are read at most; the parser takes no more than a part of it.
@@ -65,6 +66,18 @@ pub fn report(to: &ServiceManagement, timeout: Duration, body: &[u8]) -> Option<
     abi::http_call(&to.cluster, &headers, body, milliseconds(timeout)).ok()
 }
 
+/// Asks for what stands at a URL. The token of the call; `None` if it could not be made.
+pub fn get(cluster: &str, url: &Url, timeout: Duration) -> Option<u32> {
+    let headers: [(&[u8], &[u8]); 5] = [
+        (b":method", b"GET"),
+        (b":path", url.path.as_bytes()),
+        (b":authority", url.authority.as_bytes()),
+        (b"user-agent", USER_AGENT.as_bytes()),
+        (b"accept", b"application/json"),
+    ];
+    abi::http_call(cluster, &headers, &[], milliseconds(timeout)).ok()
+}
+
 fn milliseconds(timeout: Duration) -> u32 {
     u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
 }
@@ -97,6 +110,16 @@ impl Answered {
             from_upstream: first(UPSTREAM_HEADER).is_some(),
             body: abi::buffer(BufferType::CallResponseBody, MAX_ANSWER).unwrap_or_default(),
         }
+    }
+
+    /// The HTTP status, 0 if there is none.
+    pub const fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The body of a 200.
+    pub fn ok(&self) -> Option<&[u8]> {
+        (self.status == 200).then_some(&*self.body)
     }
 
     fn reply(&self) -> Reply<'_> {

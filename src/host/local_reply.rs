@@ -7,6 +7,7 @@ use crate::config::{Outcome, Replies};
 use crate::moment::Moment;
 use crate::request::Headers;
 use crate::service_management::Denial;
+use crate::tokens::Flaw;
 
 /// Seconds after which somebody who was told 503 may come again, where nobody knows better.
 const UNAVAILABLE_RETRY_SECONDS: u64 = 1;
@@ -20,6 +21,16 @@ pub enum Reply {
     NoService,
     /// No credential in any of the places where the service looks.
     NoCredential,
+    /// No token in any of the places.
+    NoToken,
+    /// A token that is not valid.
+    InvalidToken(Flaw),
+    /// A valid token that does not allow this.
+    InsufficientScope,
+    /// The keys of a token's issuer could not be fetched.
+    KeysUnavailable,
+    /// More signatures than a worker has time for.
+    OverPace,
     /// A credential that no application can have.
     UnusableCredential,
     /// Service management denies the application.
@@ -71,16 +82,21 @@ impl Reply {
     const fn outcome(self) -> Outcome {
         match self {
             Self::NoService => Outcome::NoService,
-            Self::NoCredential => Outcome::NoCredential,
+            Self::NoCredential | Self::NoToken => Outcome::NoCredential,
+            Self::InvalidToken(_) => Outcome::InvalidToken,
+            Self::InsufficientScope => Outcome::InsufficientScope,
             Self::UnusableCredential | Self::Denied(_) => Outcome::Denied,
             Self::LateBody => Outcome::LateBody,
             Self::LargeBody => Outcome::LargeBody,
             Self::NoRule => Outcome::NoMappingRule,
             Self::Limited { .. } | Self::Early => Outcome::Limited,
             Self::Disabled => Outcome::Disabled,
-            Self::BackendFailed { .. } | Self::Contended | Self::OverBudget | Self::Overloaded => {
-                Outcome::Unavailable
-            }
+            Self::BackendFailed { .. }
+            | Self::Contended
+            | Self::OverBudget
+            | Self::OverPace
+            | Self::KeysUnavailable
+            | Self::Overloaded => Outcome::Unavailable,
             Self::Misconfigured => Outcome::Misconfigured,
         }
     }
@@ -89,7 +105,11 @@ impl Reply {
     fn details(self) -> String {
         let case = match self {
             Self::NoService => "no_service",
-            Self::NoCredential => "no_credential",
+            Self::NoCredential | Self::NoToken => "no_credential",
+            Self::InvalidToken(flaw) => flaw.as_str(),
+            Self::InsufficientScope => "insufficient_scope",
+            Self::KeysUnavailable => "keys_unavailable",
+            Self::OverPace => "token_over_budget",
             Self::UnusableCredential => "credential_unusable",
             Self::Denied(denial) => denial.as_str(),
             Self::NoRule => "no_mapping_rule",
@@ -113,9 +133,23 @@ impl Reply {
             Self::Limited { until } => seconds_to(until, now),
             Self::Early => Some(EARLY_RETRY_SECONDS),
             Self::BackendFailed { retry_after } => Some(retry_after),
-            Self::Misconfigured | Self::Contended | Self::OverBudget | Self::Overloaded => {
-                Some(UNAVAILABLE_RETRY_SECONDS)
-            }
+            Self::Misconfigured
+            | Self::Contended
+            | Self::OverBudget
+            | Self::OverPace
+            | Self::KeysUnavailable
+            | Self::Overloaded => Some(UNAVAILABLE_RETRY_SECONDS),
+            _ => None,
+        }
+    }
+
+    /// How to ask again with a credential (RFC 9110, 11.6.1); of tokens, RFC 6750, 3.
+    const fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::NoCredential => Some("ApiKey realm=\"api\""),
+            Self::NoToken => Some("Bearer realm=\"api\""),
+            Self::InvalidToken(_) => Some("Bearer realm=\"api\", error=\"invalid_token\""),
+            Self::InsufficientScope => Some("Bearer realm=\"api\", error=\"insufficient_scope\""),
             _ => None,
         }
     }
@@ -140,8 +174,8 @@ impl Reply {
         for field in &quota {
             headers.push((field.header.as_bytes(), field.value.as_bytes()));
         }
-        if self == Self::NoCredential {
-            headers.push((b"www-authenticate", b"ApiKey realm=\"api\""));
+        if let Some(challenge) = self.challenge() {
+            headers.push((b"www-authenticate", challenge.as_bytes()));
         }
         for (name, value) in &form.headers {
             headers.push((name.as_bytes(), value.as_bytes()));
@@ -234,8 +268,8 @@ const fn grpc_status(status: u16, outcome: Outcome) -> i32 {
         500 => INTERNAL,
         502..=504 => UNAVAILABLE,
         _ => match outcome {
-            Outcome::NoCredential => UNAUTHENTICATED,
-            Outcome::Denied | Outcome::Disabled => PERMISSION_DENIED,
+            Outcome::NoCredential | Outcome::InvalidToken => UNAUTHENTICATED,
+            Outcome::Denied | Outcome::Disabled | Outcome::InsufficientScope => PERMISSION_DENIED,
             Outcome::NoMappingRule | Outcome::NoService => UNIMPLEMENTED,
             Outcome::Limited => RESOURCE_EXHAUSTED,
             Outcome::LargeBody => RESOURCE_EXHAUSTED,

@@ -187,7 +187,7 @@ impl Stats {
 }
 
 /// A name as it stands between dots.
-fn plain(name: &str) -> String {
+pub fn plain(name: &str) -> String {
     name.chars()
         .map(|letter| match letter {
             'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => letter,

@@ -50,6 +50,9 @@ impl Root {
                 kind,
                 metrics,
             } => self.answered_probe(service, kind, &metrics, &answered, shared, now),
+            Call::Keys { source, document } => {
+                self.answered_keys(source, document, &answered, shared, now);
+            }
             Call::Uncached { service, units } => {
                 let outcome = match answered.to_report() {
                     ReportAnswer::Acknowledged => Outcome::Acknowledged,

@@ -2,6 +2,7 @@
 //! the log lines that it writes seldom.
 
 use super::Fetch;
+use super::tokens::TokensAtWork;
 use crate::authorization::{
     Accuracy, Asked, Identity, KeyRule, Quota, Referrer, Refresher, Shown, Slot,
 };
@@ -31,6 +32,8 @@ pub(super) struct AtWork {
     shown_waiting: Option<usize>,
     pub stats: Stats,
     pub sums: Sums,
+    /// Where it has tokens.
+    pub tokens: Option<Box<TokensAtWork>>,
     quiet: Quiet,
 }
 
@@ -79,6 +82,7 @@ impl AtWork {
             shown_waiting: None,
             stats: Stats::define(&service.id),
             sums: Sums::define(&service.id, &service.metrics),
+            tokens: None,
             quiet: Quiet::default(),
         }
     }
@@ -157,8 +161,13 @@ impl AtWork {
             self.stats.count(Counter::OverBudget);
         }
         self.stats.count(match reply {
-            Reply::NoCredential | Reply::LargeBody | Reply::LateBody => Counter::NoCredential,
-            Reply::UnusableCredential | Reply::Denied(_) => Counter::Denied,
+            Reply::NoCredential | Reply::NoToken | Reply::LargeBody | Reply::LateBody => {
+                Counter::NoCredential
+            }
+            Reply::UnusableCredential
+            | Reply::Denied(_)
+            | Reply::InvalidToken(_)
+            | Reply::InsufficientScope => Counter::Denied,
             Reply::NoRule => Counter::NoRule,
             Reply::Limited { .. } | Reply::Disabled => Counter::Limited,
             Reply::Early => Counter::Early,
@@ -167,6 +176,8 @@ impl AtWork {
             | Reply::Misconfigured
             | Reply::Contended
             | Reply::OverBudget
+            | Reply::OverPace
+            | Reply::KeysUnavailable
             | Reply::Overloaded => Counter::Unavailable,
         });
         reply

@@ -107,6 +107,7 @@ impl Root {
     /// Another VM's question has landed.
     fn landed(&mut self, digest: Digest, landing: Landing, shared: &mut Shared, now: Moment) {
         let Some(fetch) = self.fetches.get_mut(&digest) else {
+            self.landed_keys(digest, shared, now);
             return;
         };
         if fetch.waits_until.is_none() {

@@ -16,11 +16,13 @@ mod hurry;
 mod probes;
 mod requests;
 mod ticks;
+mod tokens;
 mod under_way;
 
 use self::at_work::AtWork;
 use self::flights::Listening;
 use self::ticks::Rounds;
+use self::tokens::Issuers;
 use self::under_way::UnderWay;
 use super::local_reply::Reply;
 use super::logger::Seldom;
@@ -82,6 +84,11 @@ enum Call {
         kind: Kind,
         metrics: Vec<String>,
     },
+    /// The keys of an issuer's tokens, or the document that says where they are.
+    Keys {
+        source: usize,
+        document: bool,
+    },
     /// Usage of requests that had no record.
     Uncached {
         service: usize,
@@ -105,6 +112,8 @@ pub struct Root {
     budget: Budget,
     refreshes: Budget,
     calls: UnderWay,
+    /// Where services have tokens.
+    issuers: Issuers,
     unmatched: UnmatchedHosts,
     swept: u32,
     rounds: Rounds,
@@ -126,11 +135,12 @@ impl Root {
     ) -> Option<Self> {
         let key = seed::agree(&shared.data, &shared.offer)?;
         let accuracy = configuration.authorization.accuracy;
-        let services = configuration
+        let mut services: Vec<AtWork> = configuration
             .services
             .iter()
             .map(|service| AtWork::new(service, &key, accuracy, shared))
             .collect();
+        let issuers = tokens::set_up(&mut services, shared);
         let backend = Scope {
             cluster: configuration.service_management.cluster.clone(),
             authority: configuration.service_management.authority.clone(),
@@ -156,6 +166,7 @@ impl Root {
             budget,
             refreshes,
             calls: UnderWay::default(),
+            issuers,
             unmatched: UnmatchedHosts::define(),
             swept: 0,
             rounds: Rounds::default(),

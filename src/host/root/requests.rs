@@ -1,6 +1,7 @@
 //! A request, from its headers to its decision or its pause.
 
 use super::gate::Shut;
+use super::tokens::{Checked, tell_claims};
 use super::{Call, Fetch, Root, Waiting, access, bodies, milliseconds};
 use crate::authorization::{Asked, Joined, Landing, Verdict, application};
 use crate::config::{NoService, Unknown, UnmatchedHosts};
@@ -15,6 +16,7 @@ use crate::host::{calls, clock};
 use crate::moment::Moment;
 use crate::request::{Headers, Request};
 use crate::service_management::Denial;
+use crate::tokens::Requirements;
 
 /// Requests that may wait for answers in one VM: each holds a connection, and some
 /// hundred bytes here.
@@ -83,7 +85,7 @@ impl Root {
     }
 
     /// Decides about a request of a service.
-    fn decide(
+    pub(super) fn decide(
         &mut self,
         stream_id: u32,
         index: usize,
@@ -105,9 +107,34 @@ impl Root {
         if matches!(body, Body::Whole(body) if bodies::is_too_large(body.len())) {
             return Err(at_work.refused(Reply::LargeBody));
         }
-        let credential = match service.credentials.find(request, body) {
+        let found = service.credentials.find(request, body);
+        let verified = match (&found, &mut at_work.tokens, &service.tokens) {
+            (Found::Token(token), Some(tokens), Some(configured)) => {
+                let (policy, issuers) = (&configured.policy, &mut self.issuers);
+                match tokens.check(policy, issuers, token, &shared.data, now) {
+                    Checked::Good(verified) => Some(verified),
+                    Checked::Refused(reply) => return Err(at_work.refused(reply)),
+                    Checked::Await(source) => {
+                        return self.await_keys(stream_id, index, source, shared, now);
+                    }
+                }
+            }
+            _ => None,
+        };
+        let credential = match found {
             Found::Credential(credential) => credential,
+            Found::Token(_) => {
+                let application = verified.as_ref().map(|verified| &*verified.application);
+                let of_token = |application| service.credentials.of_token(application, request);
+                match application.and_then(of_token) {
+                    Some(credential) => credential,
+                    None => return Err(at_work.refused(Reply::UnusableCredential)),
+                }
+            }
             Found::InBody => return bodies::wait(request).map_err(|reply| at_work.refused(reply)),
+            Found::Missing if service.tokens.is_some() => {
+                return Err(at_work.refused(Reply::NoToken));
+            }
             Found::Missing => return Err(at_work.refused(Reply::NoCredential)),
             Found::Unusable => return Err(at_work.refused(Reply::UnusableCredential)),
         };
@@ -118,10 +145,22 @@ impl Root {
         {
             return Err(at_work.refused(Reply::NoRule));
         }
+        if let Some(tokens) = &service.tokens {
+            let required = tokens.required(request.method, request.target);
+            match &verified {
+                Some(verified) if verified.meets.has_all(required) => {}
+                Some(_) => return Err(at_work.refused(Reply::InsufficientScope)),
+                None if required == Requirements::default() => {}
+                None => return Err(at_work.refused(Reply::NoToken)),
+            }
+        }
         // Before it is counted or waits: afterwards there is no way back.
         if let Some(stripped) = service.credentials.strip(request)
             && strip(&stripped).is_err()
         {
+            return Err(at_work.refused(Reply::Contended));
+        }
+        if service.tokens.is_some() && tell_claims(service, verified.as_deref()).is_err() {
             return Err(at_work.refused(Reply::Contended));
         }
         let identity = at_work.identity(&credential);

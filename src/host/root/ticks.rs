@@ -81,6 +81,7 @@ impl Root {
         self.run_for_the_lead(shared, now);
         self.work(shared, now);
         self.refresh(shared, now);
+        self.look_after_keys(shared, now);
         self.hurry(shared, now);
         self.sweep(shared, now);
     }

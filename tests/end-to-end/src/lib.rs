@@ -4,10 +4,12 @@
 
 mod gateway;
 mod load;
+mod provider;
 mod recorder;
 
 pub use gateway::{Gateway, PATIENCE, SERVICE, Setup, wall_milliseconds};
 pub use load::{Load, Sample, percentile};
+pub use provider::Provider;
 pub use recorder::{Recorder, Seen};
 
 /// Whether tests are to run at their full size, which takes minutes: `TOLLGATE_FULL_SIZE=1`.

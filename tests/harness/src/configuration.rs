@@ -50,6 +50,7 @@ pub(crate) struct Changes {
     pub filters: Option<Vec<Value>>,
     pub upstream: Option<SocketAddr>,
     pub service_management: Option<SocketAddr>,
+    pub clusters: Vec<(String, SocketAddr)>,
     /// `None` turns the access log off.
     pub access_log: Option<String>,
     pub listener: Option<ListenerPatch>,
@@ -73,6 +74,23 @@ impl Changes {
             );
             *at(&mut bootstrap, &place)? =
                 json!({ "address": address.ip().to_string(), "port_value": address.port() });
+        }
+        let clusters = at(&mut bootstrap, "/static_resources/clusters")?;
+        let clusters = clusters.as_array_mut().context("clusters is no list")?;
+        for (name, address) in &self.clusters {
+            let address =
+                json!({ "address": address.ip().to_string(), "port_value": address.port() });
+            clusters.push(json!({
+                "name": name,
+                "type": "STATIC",
+                "connect_timeout": "0.5s",
+                "load_assignment": {
+                    "cluster_name": name,
+                    "endpoints": [{ "lb_endpoints": [
+                        { "endpoint": { "address": { "socket_address": address } } },
+                    ] }],
+                },
+            }));
         }
         match self.base {
             Base::Static => {
@@ -217,6 +235,7 @@ mod tests {
             filters: None,
             upstream: Some(([127, 0, 0, 1], 1234).into()),
             service_management: None,
+            clusters: Vec::new(),
             access_log: Some("/a.log".into()),
             listener: None,
             listeners_path: "/l.yaml".into(),

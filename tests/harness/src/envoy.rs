@@ -39,6 +39,8 @@ pub struct EnvoyOptions {
     pub upstream: Option<SocketAddr>,
     /// Address of the cluster `service-management`; `None` refuses connections.
     pub service_management: Option<SocketAddr>,
+    /// Further clusters, each of one address.
+    pub clusters: Vec<(String, SocketAddr)>,
     /// Number of worker threads.
     pub concurrency: u32,
     /// Variables for Envoy's process, beside `TG_SERVICE_TOKEN`, which is `svc-token`
@@ -64,6 +66,7 @@ impl Default for EnvoyOptions {
             filters: None,
             upstream: None,
             service_management: None,
+            clusters: Vec::new(),
             concurrency: 2,
             env: Vec::new(),
             drain_time: Duration::from_secs(2),
@@ -126,6 +129,7 @@ impl Envoy {
             filters: options.filters,
             upstream: options.upstream,
             service_management: options.service_management,
+            clusters: options.clusters,
             access_log: options
                 .access_log
                 .then(|| text(file("access.log")))

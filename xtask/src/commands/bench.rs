@@ -6,6 +6,7 @@
 
 mod backend;
 mod load;
+mod token;
 mod variant;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::process;
 use crate::tools::envoy::{self, envoy_path};
 use crate::tools::node::node_path;
+use crate::tools::oidc::oidc_path;
 use crate::tools::test_runner::test_runner_path;
 use crate::tools::toolchain::Toolchain;
 use crate::tools::wrk::wrk_path;
@@ -32,5 +33,6 @@ pub fn run() -> Result<()> {
     let print = |name: &str, path: &Path| println!("{name} {}", workspace::display(path));
     print("test runner    ", &test_runner_path()?);
     print("wrk            ", &wrk_path()?);
+    print("OpenID provider", &oidc_path()?);
     Ok(())
 }

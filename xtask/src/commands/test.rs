@@ -14,6 +14,7 @@ use super::conformance;
 use crate::process;
 use crate::tools::envoy::{self, envoy_path};
 use crate::tools::node::node_path;
+use crate::tools::oidc::oidc_path;
 use crate::tools::test_runner::test_runner_path;
 use crate::tools::toolchain::{TEST_TARGET, Toolchain};
 use crate::workspace;
@@ -125,7 +126,8 @@ fn end_to_end(module: Option<&Path>, filter: Option<&str>, counts: &mut Counts) 
             .args(filter)
             .env("ENVOY", envoy)
             .env("TOLLGATE_WASM", module)
-            .env("TOLLGATE_TRAP_WASM", trapping),
+            .env("TOLLGATE_TRAP_WASM", trapping)
+            .env("TOLLGATE_OIDC", oidc_path()?),
         counts,
     )
 }

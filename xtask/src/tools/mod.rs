@@ -9,6 +9,7 @@ pub mod apt;
 pub mod cargo_fuzz;
 pub mod envoy;
 pub mod node;
+pub mod oidc;
 pub mod test_runner;
 pub mod toolchain;
 pub mod wrk;

@@ -29,5 +29,6 @@ mod sums;
 mod support;
 mod table;
 mod ticks;
+mod tokens;
 mod unread;
 mod worded;

@@ -23,6 +23,10 @@ services:
     applications:
       unlimited: { plan: unlimited, user_key: bench-unlimited }
       limited: { plan: limited, user_key: bench-limited }
+  "1002":
+    backend_version: oauth
+    applications:
+      limited: { plan: limited }
 "#;
 
 /// The stand-in that all variants with Tollgate ask.

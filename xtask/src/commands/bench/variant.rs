@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde_json::{Value, json};
-use tollgate_harness::{Envoy, EnvoyOptions, connection_manager, wasm_filter};
+use tollgate_harness::{Envoy, EnvoyOptions, Plugin, connection_manager, wasm_filter};
 
 /// In the order in which they are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -26,6 +26,8 @@ pub enum Variant {
     Unlimited,
     /// Tollgate, with an application that has a limit it does not reach.
     Limited,
+    /// The same, known by a token that has been verified before.
+    Token,
 }
 
 impl Variant {
@@ -37,6 +39,7 @@ impl Variant {
             Self::Native => "native",
             Self::Unlimited => "unlimited",
             Self::Limited => "limited",
+            Self::Token => "token",
         }
     }
 
@@ -46,13 +49,14 @@ impl Variant {
             Self::None | Self::Native => None,
             Self::Raw => Some("raw"),
             Self::Hello => Some("hello-world"),
-            Self::Unlimited | Self::Limited => Some("tollgate"),
+            Self::Unlimited | Self::Limited | Self::Token => Some("tollgate"),
         }
     }
 
     /// The consumer's key: every request of every variant carries one.
     pub fn key(self) -> &'static str {
         match self {
+            Self::Token => super::token::token(),
             Self::Limited => super::backend::LIMITED,
             _ => super::backend::UNLIMITED,
         }
@@ -67,14 +71,19 @@ impl Variant {
         service_management: SocketAddr,
     ) -> EnvoyOptions {
         let filters = match (self, &module) {
-            (Self::Unlimited | Self::Limited, _) => None,
+            (Self::Unlimited | Self::Limited | Self::Token, _) => None,
             (Self::Native, _) => Some(native()),
             (Self::Raw | Self::Hello, Some(module)) => Some(vec![wasm_filter(self.name(), module)]),
             (Self::None | Self::Raw | Self::Hello, _) => Some(Vec::new()),
         };
+        let plugin = match self {
+            Self::Token => super::token::plugin(),
+            _ => Plugin::Shipped,
+        };
         EnvoyOptions {
             module,
             filters,
+            plugin,
             upstream: Some(upstream),
             service_management: Some(service_management),
             ..quiet()
@@ -113,6 +122,11 @@ impl Variant {
                 "native.http_local_rate_limit.ok",
             ],
             Self::Unlimited | Self::Limited => &[super::backend::ADMITTED],
+            Self::Token => {
+                let verified = rose(super::token::VERIFICATIONS);
+                ensure!(verified <= 1, "token: {verified} signatures were looked at");
+                &[super::token::ADMITTED]
+            }
         };
         for counter in counters {
             let done = rose(counter);
