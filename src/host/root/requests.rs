@@ -206,6 +206,12 @@ impl Root {
         }
     }
 
+    /// Whether nobody more may wait for this application.
+    fn is_full(&self, digest: Digest) -> bool {
+        let for_it = |fetch: &Fetch| fetch.waiting.len() >= MOST_WAITING_FOR_ONE;
+        self.waiting >= MOST_WAITING || self.fetches.get(&digest).is_some_and(for_it)
+    }
+
     /// Pauses the request until its application is known, and asks unless that has
     /// been done for another request, of this worker or of another.
     fn wait(
@@ -217,16 +223,13 @@ impl Root {
         now: Moment,
     ) -> Result<Action, Reply> {
         let service = fetch.service;
-        if self.waiting >= MOST_WAITING {
+        if self.is_full(digest) {
             self.make_room(waiting.stream_id, now);
         }
-        if self.waiting >= MOST_WAITING {
+        if self.is_full(digest) {
             return Err(self.refused(service, Reply::Overloaded));
         }
         if let Some(fetch) = self.fetches.get_mut(&digest) {
-            if fetch.waiting.len() >= MOST_WAITING_FOR_ONE {
-                return Err(self.refused(service, Reply::Overloaded));
-            }
             fetch.waiting.push(waiting);
             self.waiting = self.waiting.saturating_add(1);
             return Ok(Action::Pause);
