@@ -516,8 +516,9 @@ fn a_request_that_waits_while_the_configuration_changes_is_decided_by_its_own() 
 #[test]
 fn whoever_went_away_while_it_waited_holds_no_place() {
     let (envoy, worker) = gateway(&plain());
+    // One application alone has half of the places.
     let waiting: Vec<_> = (0..10_000)
-        .map(|_| get(&worker, "alice").paused())
+        .map(|number| get(&worker, ["alice", "carol"][number % 2]).paused())
         .collect();
     assert_eq!(get(&worker, "bob").reply().details, "tollgate_overloaded");
     for stream in &waiting[100..] {
