@@ -26,14 +26,29 @@ impl Token {
 
 /// What the token of a value may be that was set here; kept for a while.
 ///
-/// Invariant: until the time `until`, it is the value's token, or one that no value of its key
-/// has. So a set with it replaces the very value that was set here, or fails.
+/// Invariant: as long as it [is good](Guess::is_good), it is the value's token, or one that no value
+/// of its key has. So a set with it replaces the very value that was set here, or fails, as
+/// long as the key is there at all: an absent one takes any token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guess {
     /// The token to set with.
     pub token: Token,
     /// When it is good no more: milliseconds of the steady clock.
     pub until: u64,
+}
+
+impl Guess {
+    /// How long a guess may be good, in milliseconds. In this time the counter must not come around:
+    /// 2^32 sets in five seconds are some thousand times what a process can do.
+    pub const LONGEST: u64 = 5_000;
+
+    /// Whether it may be relied on at this time, in milliseconds of the steady clock. Not by a clock
+    /// that could not be read (0) or that has gone backwards.
+    #[must_use]
+    pub fn is_good(self, now: u64) -> bool {
+        let left = self.until.saturating_sub(now);
+        now > 0 && left > 0 && left <= Self::LONGEST
+    }
 }
 
 /// Why a value was not set.
@@ -73,7 +88,7 @@ pub trait SharedData {
         None
     }
 
-    /// Finds out anew where the counter of all tokens stands. Takes some calls to the host.
+    /// Finds out anew where the counter of all tokens stands. Takes three calls to the host.
     fn find_counter(&self) {}
 }
 

@@ -49,7 +49,7 @@ impl Recent {
         }
         self.place(slot)?
             .as_mut()
-            .filter(|kept| kept.slot == slot && now < kept.guess.until)
+            .filter(|kept| kept.slot == slot && kept.guess.is_good(now))
     }
 
     /// Keeps a record that was just written to this slot, by taking its bytes; others are
@@ -82,18 +82,21 @@ impl Recent {
         self.hits = self.hits.saturating_add(1);
     }
 
-    /// The guess was wrong. Whether it is worthwhile to find out at once where the counter stands;
-    /// else nothing is guessed until [`Recent::trust_again`].
+    /// The guess was wrong, and those that came after it are, too. Whether it is worthwhile to find out
+    /// at once where the counter stands; else nothing is guessed until
+    /// [`Recent::begin_again`].
     pub(super) fn missed(&mut self) -> bool {
         let worthwhile = self.hits >= WORTHWHILE;
+        self.begin_again();
         self.hits = 0;
         self.resting = !worthwhile;
         worthwhile
     }
 
-    /// The counter has been found again.
-    pub(super) fn trust_again(&mut self) {
+    /// The counter has been found again. To read a record once costs less than a wrong guess.
+    pub(super) fn begin_again(&mut self) {
         self.resting = false;
+        self.kept.fill_with(|| None);
     }
 
     fn place(&mut self, slot: Slot) -> Option<&mut Option<Kept>> {

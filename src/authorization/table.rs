@@ -87,8 +87,8 @@ impl Table {
     }
 
     /// It is known again where the counter of tokens stands.
-    pub fn trust_again(&mut self) {
-        self.recent.trust_again();
+    pub fn begin_again(&mut self) {
+        self.recent.begin_again();
     }
 
     /// Number of slots.

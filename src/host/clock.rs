@@ -37,12 +37,6 @@ pub fn now_by_one() -> Moment {
     )
 }
 
-/// The steady clock in milliseconds, as it was last read: in this callback, or by a tick
-/// or answer before it.
-pub fn last_monotonic() -> u64 {
-    LAST.get().1 / NANOSECONDS_IN_MILLISECOND
-}
-
 const fn moment(wall: u64, monotonic: u64) -> Moment {
     Moment {
         wall: wall / NANOSECONDS_IN_MILLISECOND,

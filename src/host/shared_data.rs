@@ -12,9 +12,6 @@ use super::clock;
 use crate::shared_data::{Guess, Key, SetError, SharedData, Token};
 use std::cell::Cell;
 
-/// How long (milliseconds) it is relied on where the counter was. In this time it must not come
-/// around: 2^32 sets in five seconds are some thousand times what a process can do.
-const RELIED_ON_MILLISECONDS: u64 = 5_000;
 const COUNTER_KIND: u8 = b'c';
 
 thread_local! {
@@ -82,18 +79,18 @@ impl SharedData for HostSharedData {
     }
 
     fn find_counter(&self) {
+        // Whoever sets it, its token is later than all that went before. It is empty, so that
+        // the host needs no memory to hand it out.
         let key = Key::new(COUNTER_KIND, 0, 0);
-        let read = abi::random_bytes::<16>().and_then(|nonce| {
-            abi::set_shared_data(key.as_bytes(), &nonce, Token::OVERWRITE.0)?;
-            let (value, token) = abi::shared_data(key.as_bytes())?;
-            // Another's nonce: somebody has set it after us.
-            Ok(if value == nonce { after(token) } else { 0 })
-        });
-        let next = read.unwrap_or(0);
+        let read = abi::set_shared_data(key.as_bytes(), &[], Token::OVERWRITE.0)
+            .and_then(|()| abi::shared_data(key.as_bytes()));
+        let next = read.map_or(0, |(_, token)| after(token));
+        // Not as it was last read: after a wait, that would be too early to rely on.
+        let now = clock::now_by_one().monotonic;
         COUNTER.set(Counter {
             next,
             last: 0,
-            until: clock::last_monotonic().saturating_add(RELIED_ON_MILLISECONDS),
+            until: now.saturating_add(Guess::LONGEST),
             asked: false,
         });
     }

@@ -208,7 +208,7 @@ impl Vm {
         };
         let now = clock::now();
         if keep_counter() {
-            shared.applications.table().trust_again();
+            shared.applications.table().begin_again();
         }
         let late = self.bodies.expire(root_id, &self.roots, now);
         if late > 0
