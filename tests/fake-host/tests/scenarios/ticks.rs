@@ -169,7 +169,7 @@ fn a_tick_looks_after_a_hundred_services_at_most_and_each_has_its_turn_once_a_se
     for number in 0..250 {
         let request = worker.request().get("/?user_key=alice");
         let stream = request
-            .host(&format!("{number}.example.com"))
+            .host(format!("{number}.example.com"))
             .send()
             .paused();
         worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
@@ -187,7 +187,7 @@ fn a_tick_looks_after_a_hundred_services_at_most_and_each_has_its_turn_once_a_se
     // Nothing is done twice, and with their interval over all have their turn again.
     for number in 0..250 {
         let request = worker.request().get("/?user_key=alice");
-        let request = request.host(&format!("{number}.example.com"));
+        let request = request.host(format!("{number}.example.com"));
         request.send().forwarded();
     }
     let mut calls = Vec::new();
