@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use service_management::{Backend, Request, Response};
 use tollgate::authorization::{
     Accuracy, Ahead, Applications, Asked, Change, Identity, KeyRule, Learned, Lifetimes, Limit,
-    Next, Question, Referrer, Refresher, Refusal, Shown, Slot, Verdict, Wanted, application,
+    Next, Question, Referrer, Refresher, Refusal, Shown, Slot, Verdict, application,
 };
 use tollgate::config::Uncertain;
 use tollgate::credentials::{Credential, Identities, Kind, Scope};
@@ -299,8 +299,7 @@ impl Gateway {
         let table = self.applications.table();
         let slot = table.change(&self.data, digest, |_| Change::Keep(()))?;
         if let Some((slot, ())) = slot {
-            let now = Wanted { due: 0, rank: 0 };
-            service.refresher.add(slot, now, at);
+            service.refresher.add_first(slot, at);
         }
         service.refresh(&self.data, &mut self.applications, &mut self.backend, at)
     }
