@@ -75,7 +75,7 @@ impl Size {
                     "token": { "env": "TG_SERVICE_TOKEN" },
                     "hosts": [format!("h{number}.example.com")],
                     "credentials": { "user_key": [{ "header": "x-api-key" }] },
-                    "metrics": { "orders": { "parent": "hits" } },
+                    "metrics": { "orders": { "parent": "hits" }, "hits": {} },
                     "mapping_rules": rules,
                 })
             })

@@ -104,7 +104,7 @@ struct Round {
 
 const CONNECTIONS: u32 = 16;
 /// Learning everything takes seconds; nothing waits so long unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Measures all curves. Progress goes to stderr.
 pub async fn measure(tools: &Tools<'_>) -> Result<Results> {
@@ -222,7 +222,7 @@ impl Stand<'_> {
             "token": { "env": "TG_SERVICE_TOKEN" },
             "hosts": ["*"],
             "credentials": { "user_key": [{ "header": "x-api-key" }] },
-            "metrics": { "orders": { "parent": "hits" }, "hits": { "parent": "all" } },
+            "metrics": { "orders": { "parent": "hits" }, "hits": { "parent": "all" }, "all": {} },
             "mapping_rules": [{ "pattern": "/v1/orders", "usage": { "orders": 1 }, "last": true }],
         });
         let plugin = Plugin::Replace(json!({
