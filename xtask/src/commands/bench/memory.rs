@@ -39,9 +39,9 @@ pub struct Figures {
     pub ready_ms: f64,
     /// The above less that of no filter: loading and compiling the module, in each of its VMs.
     pub added_ready_ms: f64,
-    /// With one worker, after its first request.
+    /// With one worker, after a second of requests.
     pub rss_mib: f64,
-    /// With two workers, after a request.
+    /// With two workers, likewise.
     pub rss_two_workers_mib: f64,
     /// What the second worker adds: its thread, its VM, its copy of everything.
     pub per_worker_mib: f64,
@@ -95,8 +95,9 @@ pub async fn measure(
                 let started = Envoy::start(options(name, workers)).await?;
                 first_answer(&started).await?;
                 let ready = begin.elapsed().as_secs_f64() * 1e3;
-                // What was needed to come up is given back meanwhile.
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                // Every worker has had requests, and gives back what it needed to come up.
+                let one = Cycle { keys: 1, hosts: 1 };
+                cycle(wrk, &started.url(), one, 0, 16, 1).await?;
                 let rss = started.rss_mib()?;
                 eprintln!(
                     "start {}/{starts}  {name:<8} {workers} worker(s): ready after {ready:.0} ms, {rss:.1} MiB",
