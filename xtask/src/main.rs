@@ -15,8 +15,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    bench, build, conformance, decisions, demo, fuzz, gateways, lint, mapping_cases, setup, soak,
-    test,
+    bench, build, conformance, curves, decisions, demo, fuzz, gateways, lint, mapping_cases, setup,
+    soak, test,
 };
 
 /// Builds, tests and checks Tollgate.
@@ -39,6 +39,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure what the filter costs, beside others, in one run.
     Bench(bench::Arguments),
+    /// Draw what `bench --scale --json FILE` measured.
+    Curves(curves::Arguments),
     /// Show how far several gateways overrun a limit that they share.
     Gateways(gateways::Arguments),
     /// Look for bytes that break what must hold for any bytes.
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Curves(arguments) => curves::run(&arguments),
         Command::Gateways(arguments) => gateways::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),

@@ -32,7 +32,7 @@ pub use answers::{
 };
 pub use guest::Guest;
 pub use process::{FakeEnvoy, LogLevel, LogLine, run_at_once};
-pub use shared_data::{Claim, SharedDataAccess, shared_data_contract};
+pub use shared_data::{Claim, CompareAndSets, SharedDataAccess, shared_data_contract};
 pub use status::Status;
 pub use vm::{Call, Reply};
 pub use worker::{Forwarded, Outcome, Request, StreamId, Worker};

@@ -10,7 +10,7 @@ use crate::answers::Answer;
 use crate::guest::Guest;
 use crate::hostcalls;
 use crate::queues::Queues;
-use crate::shared_data::{SharedData, SharedDataAccess};
+use crate::shared_data::{CompareAndSets, SharedData, SharedDataAccess};
 use crate::stats::Stats;
 use crate::vm::Call;
 use crate::worker::Worker;
@@ -373,6 +373,11 @@ impl FakeEnvoy {
     /// Shared data, read and written as another VM of the process would.
     pub fn shared_data(&self) -> &dyn SharedDataAccess {
         &self.0.shared_data
+    }
+
+    /// How often VMs have tried to change a value that they had read, and how often in vain.
+    pub fn compare_and_sets(&self) -> CompareAndSets {
+        self.0.shared_data.compare_and_sets()
     }
 
     /// The keys that shared data has.

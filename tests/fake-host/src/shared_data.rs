@@ -16,6 +16,15 @@ pub(crate) struct SharedData(Mutex<Store>);
 struct Store {
     values: BTreeMap<Vec<u8>, (Vec<u8>, u32)>,
     next_cas: u32,
+    compare_and_sets: CompareAndSets,
+}
+
+/// How often values were set with a CAS, and how often that was not the value's any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct CompareAndSets {
+    pub attempts: u64,
+    pub mismatches: u64,
 }
 
 impl SharedData {
@@ -23,6 +32,7 @@ impl SharedData {
         Self(Mutex::new(Store {
             values: BTreeMap::new(),
             next_cas: 1,
+            compare_and_sets: CompareAndSets::default(),
         }))
     }
 
@@ -32,6 +42,10 @@ impl SharedData {
 
     pub(crate) fn keys(&self) -> Vec<Vec<u8>> {
         self.lock().values.keys().cloned().collect()
+    }
+
+    pub(crate) fn compare_and_sets(&self) -> CompareAndSets {
+        self.lock().compare_and_sets
     }
 
     /// Lets the counter continue from `next`, to come near its wrap.
@@ -62,10 +76,12 @@ impl SharedDataAccess for SharedData {
 
     fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Status {
         let mut store = self.lock();
+        store.compare_and_sets.attempts += u64::from(cas != 0);
         if let Some((_, present)) = store.values.get(key)
             && cas != 0
             && cas != *present
         {
+            store.compare_and_sets.mismatches += 1;
             return Status::CasMismatch;
         }
         let new_cas = store.next_cas;
@@ -196,6 +212,19 @@ mod tests {
         assert!(claims.len() > 15);
         let broken: Vec<_> = claims.iter().filter(|claim| !claim.holds).collect();
         assert!(broken.is_empty(), "{broken:?}");
+    }
+
+    #[test]
+    fn compare_and_sets_are_counted_and_other_sets_are_not() {
+        let store = SharedData::new();
+        for cas in [0, 1, 7, 0, u32::MAX] {
+            store.set(b"key", b"value", cas);
+        }
+        let counted = CompareAndSets {
+            attempts: 3,
+            mismatches: 2,
+        };
+        assert_eq!(store.compare_and_sets(), counted);
     }
 
     #[test]

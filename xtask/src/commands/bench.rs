@@ -3,9 +3,17 @@
 //! alternating rounds, because only figures of the same machine at the same time
 //! compare. The figure that counts is Envoy's CPU time per request; requests per second
 //! and latency depend on what else the machine does.
+//!
+//! With `--scale`, `--latency`, `--memory` or `--economy` it measures something else instead.
 
 mod backend;
+mod economy;
+mod gateway;
+mod inside;
+mod latency;
 mod load;
+mod memory;
+pub mod scale;
 mod token;
 mod variant;
 
@@ -26,9 +34,24 @@ use crate::tools::{envoy::envoy_path, wrk::wrk_path};
 /// Arguments of the command.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print the results as JSON
-    #[arg(long)]
-    json: bool,
+    /// Print the results as JSON, or write that to a file and print a table
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    json: Option<PathBuf>,
+    /// Instead: the cost by applications, rules, services, limits and workers (curves)
+    #[arg(long, group = "what")]
+    scale: bool,
+    /// Instead: latencies at half of the saturating rate, at a constant rate
+    #[arg(long, group = "what")]
+    latency: bool,
+    /// Instead: memory, and the time to come up
+    #[arg(long, group = "what")]
+    memory: bool,
+    /// Instead: calls to service management for a million requests, beside a formula
+    #[arg(long, group = "what")]
+    economy: bool,
+    /// With one of these: fewer sizes and rounds
+    #[arg(long, requires = "what")]
+    quick: bool,
     /// Rounds for each variant
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -54,31 +77,77 @@ impl Arguments {
 
 /// Measures and prints the results to stdout, progress to stderr.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let (envoy, wrk) = (envoy_path()?, wrk_path()?);
-    let mut modules = BTreeMap::new();
-    for package in arguments
-        .variants()
-        .into_iter()
-        .filter_map(Variant::package)
-    {
-        if let Entry::Vacant(unbuilt) = modules.entry(package) {
-            unbuilt.insert(match package {
-                "tollgate" => build_filter()?,
-                other => build_module(other)?,
-            });
-        }
+    if arguments.economy {
+        let rows = economy::measure(arguments.quick)?;
+        return arguments.show(&rows, |rows| economy::print(rows));
     }
+    let (envoy, wrk) = (envoy_path()?, wrk_path()?);
+    let modules = arguments.modules()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let results = runtime.block_on(measure(arguments, &envoy, &wrk, &modules))?;
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
-    } else {
-        print_table(&results);
+    if arguments.scale {
+        let tools = scale::Tools {
+            envoy: &envoy,
+            wrk: &wrk,
+            module: modules.get("tollgate").cloned().context("no module")?,
+            quick: arguments.quick,
+        };
+        let results = runtime.block_on(scale::measure(&tools))?;
+        return arguments.show(&results, scale::print);
     }
-    Ok(())
+    if arguments.latency {
+        let (rounds, seconds) = if arguments.quick { (3, 3) } else { (9, 6) };
+        let measure = latency::measure(&envoy, &wrk, &modules, rounds, seconds);
+        return arguments.show(&runtime.block_on(measure)?, latency::print);
+    }
+    if arguments.memory {
+        let starts = if arguments.quick { 3 } else { 7 };
+        let measure = memory::measure(&envoy, &wrk, &modules, starts);
+        return arguments.show(&runtime.block_on(measure)?, memory::print);
+    }
+    let results = runtime.block_on(measure(arguments, &envoy, &wrk, &modules))?;
+    arguments.show(&results, print_table)
+}
+
+impl Arguments {
+    /// Builds the modules that are needed.
+    fn modules(&self) -> Result<BTreeMap<&'static str, PathBuf>> {
+        let packages = if self.scale {
+            vec!["tollgate"]
+        } else if self.memory || self.latency {
+            vec!["hello-world", "tollgate"]
+        } else {
+            let variants = self.variants().into_iter();
+            variants.filter_map(Variant::package).collect()
+        };
+        let mut modules = BTreeMap::new();
+        for package in packages {
+            if let Entry::Vacant(unbuilt) = modules.entry(package) {
+                unbuilt.insert(match package {
+                    "tollgate" => build_filter()?,
+                    other => build_module(other)?,
+                });
+            }
+        }
+        Ok(modules)
+    }
+
+    /// Prints results as they were asked for.
+    fn show<T: Serialize>(&self, results: &T, print: impl FnOnce(&T)) -> Result<()> {
+        match &self.json {
+            Some(file) if file.as_os_str() == "-" => {
+                println!("{}", serde_json::to_string_pretty(results)?);
+                return Ok(());
+            }
+            Some(file) => std::fs::write(file, serde_json::to_string_pretty(results)? + "\n")
+                .with_context(|| format!("writing {}", file.display()))?,
+            None => {}
+        }
+        print(results);
+        Ok(())
+    }
 }
 
 /// The JSON that is printed.

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod build;
 pub mod conformance;
+pub mod curves;
 pub mod decisions;
 pub mod demo;
 pub mod fuzz;

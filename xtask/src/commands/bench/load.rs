@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 
 const SCRIPT: &str = include_str!("wrk.lua");
+const CYCLE: &str = include_str!("cycle.lua");
 
 /// What the client saw of one round.
 #[derive(Debug, Deserialize)]
@@ -17,6 +18,8 @@ pub struct Load {
     pub p99_us: u64,
     /// Connections that failed and requests that were not answered.
     pub broken: u64,
+    /// Answers that were neither 2xx nor 3xx.
+    pub refused: u64,
 }
 
 impl Load {
@@ -33,16 +36,63 @@ pub async fn load(
     connections: u32,
     seconds: u32,
 ) -> Result<Load> {
-    let script = tempfile::NamedTempFile::with_suffix(".lua")?;
-    std::fs::write(script.path(), SCRIPT)?;
+    let header = format!("x-api-key: {key}");
+    run(
+        wrk,
+        SCRIPT,
+        &["--header", &header],
+        url,
+        &[],
+        connections,
+        seconds,
+    )
+    .await
+}
+
+/// Requests of many applications to many hosts, all in turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Cycle {
+    /// Keys, `k0000000` and so on.
+    pub keys: u64,
+    /// Hosts, `h0.example.com` and so on.
+    pub hosts: u64,
+}
+
+/// Runs `wrk` with the requests of a cycle, from its `start`th on.
+pub async fn cycle(
+    wrk: &Path,
+    url: &str,
+    cycle: Cycle,
+    start: u64,
+    connections: u32,
+    seconds: u32,
+) -> Result<Load> {
+    let numbers = [cycle.keys, cycle.hosts, start].map(|it| it.to_string());
+    let numbers = numbers.each_ref().map(String::as_str);
+    let script = format!("{SCRIPT}\n{CYCLE}");
+    run(wrk, &script, &[], url, &numbers, connections, seconds).await
+}
+
+async fn run(
+    wrk: &Path,
+    script: &str,
+    options: &[&str],
+    url: &str,
+    arguments: &[&str],
+    connections: u32,
+    seconds: u32,
+) -> Result<Load> {
+    let file = tempfile::NamedTempFile::with_suffix(".lua")?;
+    std::fs::write(file.path(), script)?;
     let output = Command::new(wrk)
         .args(["--threads", "1"])
         .args(["--connections", &connections.to_string()])
         .args(["--duration", &format!("{seconds}s")])
-        .args(["--header", &format!("x-api-key: {key}")])
+        .args(options)
         .arg("--script")
-        .arg(script.path())
-        .arg(url)
+        .arg(file.path())
+        .args([url, "--"])
+        .args(arguments)
         .kill_on_drop(true)
         .output()
         .await

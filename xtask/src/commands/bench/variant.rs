@@ -159,7 +159,7 @@ pub async fn upstream(envoy: &Path) -> Result<Envoy> {
 }
 
 /// One worker, and nothing written while it works.
-fn quiet() -> EnvoyOptions {
+pub fn quiet() -> EnvoyOptions {
     EnvoyOptions {
         concurrency: 1,
         access_log: false,

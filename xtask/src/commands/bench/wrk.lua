@@ -3,7 +3,7 @@
 done = function(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format(
-    '{"requests":%d,"microseconds":%d,"p50_us":%d,"p99_us":%d,"broken":%d}\n',
+    '{"requests":%d,"microseconds":%d,"p50_us":%d,"p99_us":%d,"broken":%d,"refused":%d}\n',
     summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    errors.connect + errors.read + errors.write + errors.timeout))
+    errors.connect + errors.read + errors.write + errors.timeout, errors.status))
 end
