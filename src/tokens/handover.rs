@@ -3,9 +3,8 @@
 //! Apart from [`super::jws`] because nothing here is a token any more: it is what another filter
 //! of the same chain says that one claimed. It comes in the stream's dynamic metadata, which only
 //! filters write. The other way that `jwt_authn` has, a header (`forward_payload_header`), is not
-//! taken: it removes what the client sent under that name only where one of its rules applies.
-//! Where none does (no rule for the path, a requirement that a route switches off, a CORS preflight
-//! with `bypass_cors_preflight`) the client's header passes as it is, and nobody behind can tell.
+//! taken: it removes what the client sent under that name where it runs, but where a route has
+//! switched it off, the client's own header passes as it is, and nobody behind can tell.
 //!
 //! All of the metadata is read, as its protobuf (`envoy.config.core.v3.Metadata`), rather than the
 //! payload alone: Envoy serializes a part of it without types, and then a text of eight bytes is
