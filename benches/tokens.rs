@@ -120,6 +120,7 @@ fn policy(jwk: &Value) -> Policy {
             leeway: 5,
             algorithms: Vec::new(),
         }],
+        handover: None,
         requirements: Vec::new(),
         headers: vec![(
             HeaderName::new("x-app").unwrap(),

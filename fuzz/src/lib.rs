@@ -8,29 +8,35 @@
 mod configuration;
 mod credentials;
 mod host;
+mod keys;
 mod mapping;
 mod record;
 mod replies;
+mod tokens;
 
 pub use configuration::configuration;
 pub use credentials::credentials;
 pub use host::host;
+pub use keys::keys;
 pub use mapping::mapping;
 pub use record::record;
 pub use replies::replies;
+pub use tokens::tokens;
 
 /// A fuzz target: its name, which is also that of its corpus and of its program, and what it
 /// does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every fuzz target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("configuration", configuration),
     ("credentials", credentials),
     ("host", host),
+    ("keys", keys),
     ("mapping", mapping),
     ("record", record),
     ("replies", replies),
+    ("tokens", tokens),
 ];
 
 /// The input up to the first of this byte, and what stands behind it.

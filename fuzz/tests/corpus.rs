@@ -114,6 +114,11 @@ fn any_story_leaves_the_filter_standing() {
 }
 
 #[test]
+fn any_set_of_keys_is_bounded_and_any_document_leads_to_its_issuer() {
+    replay("keys");
+}
+
+#[test]
 fn any_path_is_priced_as_by_trying_each_rule() {
     replay("mapping");
 }
@@ -126,6 +131,11 @@ fn any_record_is_read_as_it_was_written_or_not_at_all() {
 #[test]
 fn any_reply_is_understood_or_not() {
     replay("replies");
+}
+
+#[test]
+fn any_token_is_signed_or_refused() {
+    replay("tokens");
 }
 
 #[test]

@@ -192,6 +192,11 @@ pub enum Problem {
     /// Tokens in bodies.
     #[error("tokens are not looked for in bodies: name a header, a cookie or a query parameter")]
     TokenInBody,
+    /// What is said of keys, or of where tokens are, where these are another filter's business.
+    #[error(
+        "has no effect beside jwt_authn: it is that filter that finds tokens, takes them out and verifies them; leave this out"
+    )]
+    BesideJwtAuthn,
     /// A requirement without tokens.
     #[error("needs credentials.token: only a token has scopes and claims")]
     RequireWithoutToken,

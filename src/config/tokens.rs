@@ -14,7 +14,7 @@ use super::settings::{number, within};
 use crate::credentials::{HeaderName, Source};
 use crate::mapping::{MetricId, Metrics, Rule, Rules, Usage};
 use crate::tokens::{
-    Algorithm, ClaimCondition, ClaimPath, Discovery, Issuer, KeySet, KeySource, Policy,
+    Algorithm, ClaimCondition, ClaimPath, Discovery, Handover, Issuer, KeySet, KeySource, Policy,
     Requirement, Requirements, Start, Url,
 };
 
@@ -30,6 +30,8 @@ pub(super) mod shape {
     pub(in super::super) struct Tokens {
         pub(super) issuers: Vec<Object<Issuer>>,
         #[serde(default, deserialize_with = "present")]
+        pub(super) jwt_authn: Option<Object<JwtAuthn>>,
+        #[serde(default, deserialize_with = "present")]
         pub(super) places: Option<Vec<Object<Source>>>,
         #[serde(default)]
         pub(super) claims_to_headers: Pairs<Value>,
@@ -37,6 +39,12 @@ pub(super) mod shape {
         pub(super) verifications_per_second: Option<Value>,
         #[serde(default, deserialize_with = "present")]
         pub(super) remembered: Option<Value>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct JwtAuthn {
+        pub(super) payload_in_metadata: String,
     }
 
     #[derive(Deserialize)]
@@ -192,6 +200,9 @@ pub(super) fn tokens(
     };
     let (requirements, required) = required(&shape.mapping_rules, &rules)?;
     let credentials = place.field("credentials");
+    if token.0.jwt_authn.is_some() && shape.credentials.as_ref().is_some_and(|it| it.0.strip) {
+        return Err(credentials.field("strip").error(Problem::BesideJwtAuthn));
+    }
     let policy = policy(&token.0, requirements, &credentials.field("token"))?;
     Ok(Some(Box::new(Tokens { policy, required })))
 }
@@ -201,6 +212,7 @@ fn policy(
     requirements: Vec<Requirement>,
     place: &Place<'_>,
 ) -> Result<Policy, ConfigurationError> {
+    let handover = handover(shape, place)?;
     let issuers = place.field("issuers");
     if shape.issuers.is_empty() {
         return Err(issuers.error(Problem::EmptyList(
@@ -210,7 +222,7 @@ fn policy(
     let mut checked: Vec<Issuer> = Vec::with_capacity(shape.issuers.len());
     for (index, shape) in shape.issuers.iter().enumerate() {
         let place = issuers.index(index);
-        let issuer = issuer(&shape.0, &place)?;
+        let issuer = issuer(&shape.0, handover.is_some(), &place)?;
         if checked.iter().any(|before| before.name == issuer.name) {
             let problem = Problem::RepeatedIssuer(quoted(&issuer.name));
             return Err(place.field("issuer").error(problem));
@@ -219,6 +231,7 @@ fn policy(
     }
     Ok(Policy {
         issuers: checked,
+        handover,
         requirements,
         headers: headers(shape, &place.field("claims_to_headers"))?,
         verifications_per_second: number(
@@ -237,7 +250,51 @@ fn policy(
     })
 }
 
-fn issuer(shape: &shape::Issuer, place: &Place<'_>) -> Result<Issuer, ConfigurationError> {
+/// Where `jwt_authn` hands claims on; `None` if tokens are verified here.
+fn handover(
+    shape: &shape::Tokens,
+    place: &Place<'_>,
+) -> Result<Option<Handover>, ConfigurationError> {
+    let Some(jwt_authn) = &shape.jwt_authn else {
+        return Ok(None);
+    };
+    for (field, there) in [
+        ("places", shape.places.is_some()),
+        (
+            "verifications_per_second",
+            shape.verifications_per_second.is_some(),
+        ),
+        ("remembered", shape.remembered.is_some()),
+    ] {
+        if there {
+            return Err(place.field(field).error(Problem::BesideJwtAuthn));
+        }
+    }
+    let name = jwt_authn.0.payload_in_metadata.as_str();
+    if name.is_empty() {
+        let place = place.field("jwt_authn");
+        let problem = Problem::EmptyText("the payload_in_metadata of the provider in jwt_authn");
+        return Err(place.field("payload_in_metadata").error(problem));
+    }
+    Ok(Some(Handover::new(name)))
+}
+
+fn issuer(
+    shape: &shape::Issuer,
+    behind_jwt_authn: bool,
+    place: &Place<'_>,
+) -> Result<Issuer, ConfigurationError> {
+    if behind_jwt_authn {
+        for (field, there) in [
+            ("jwks", shape.jwks.is_some()),
+            ("discovery", shape.discovery.is_some()),
+            ("algorithms", shape.algorithms.is_some()),
+        ] {
+            if there {
+                return Err(place.field(field).error(Problem::BesideJwtAuthn));
+            }
+        }
+    }
     if shape.issuer.is_empty() {
         let problem = Problem::EmptyText("the iss of the issuer's tokens");
         return Err(place.field("issuer").error(problem));
@@ -258,6 +315,7 @@ fn issuer(shape: &shape::Issuer, place: &Place<'_>) -> Result<Issuer, Configurat
         (None, Some(shape_of)) => {
             KeySource::Discovery(discovery(&shape.issuer, &shape_of.0, place)?)
         }
+        (None, None) if behind_jwt_authn => KeySource::JwtAuthn,
         _ => return Err(place.error(Problem::KeySource)),
     };
     let claims = place.field("claim");
@@ -662,6 +720,75 @@ mod tests {
         let error = rules(&rule, &beside).unwrap_err();
         assert!(
             error.starts_with("services[0].credentials.user_key: cannot stand beside token"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn behind_jwt_authn_nothing_is_said_that_has_no_effect() {
+        let behind = |token: Value| {
+            let mut all = json!({
+                "issuers": [{ "issuer": "joe", "audiences": ["api"] }],
+                "jwt_authn": { "payload_in_metadata": "jwt" },
+            });
+            for (name, value) in token.as_object().unwrap() {
+                all[name] = value.clone();
+            }
+            all
+        };
+        let Tokens { policy, .. } = tokens(&behind(json!({}))).unwrap();
+        assert!(matches!(policy.issuers[0].keys, KeySource::JwtAuthn));
+        assert_eq!(policy.handover, Some(Handover::new("jwt")));
+        let issuer = |field: &str, value: Value| {
+            let mut issuer = json!({ "issuer": "joe", "audiences": ["api"] });
+            issuer[field] = value;
+            json!({ "issuers": [issuer] })
+        };
+        for (token, message) in [
+            (
+                json!({ "places": [{ "bearer": {} }] }),
+                "places: has no effect",
+            ),
+            (
+                json!({ "verifications_per_second": 1 }),
+                "verifications_per_second: has no effect",
+            ),
+            (json!({ "remembered": 10 }), "remembered: has no effect"),
+            (
+                issuer("jwks", json!({ "keys": [] })),
+                "issuers[0].jwks: has no effect",
+            ),
+            (
+                issuer("discovery", json!({ "cluster": "id" })),
+                "issuers[0].discovery: has no effect",
+            ),
+            (
+                issuer("algorithms", json!(["RS256"])),
+                "issuers[0].algorithms: has no effect",
+            ),
+            (
+                json!({ "jwt_authn": { "payload_in_metadata": "" } }),
+                "jwt_authn.payload_in_metadata: is empty",
+            ),
+            (
+                json!({ "jwt_authn": {} }),
+                "jwt_authn.payload_in_metadata: is missing",
+            ),
+            // A client can send it: see `crate::tokens::Handover`.
+            (
+                json!({ "jwt_authn": { "forward_payload_header": "x-jwt" } }),
+                "jwt_authn.forward_payload_header: is unknown",
+            ),
+        ] {
+            let error = tokens(&behind(token)).unwrap_err();
+            let message = format!("services[0].credentials.token.{message}");
+            assert!(error.starts_with(&message), "{error}\n{message}");
+        }
+        let rule = json!([{ "pattern": "/", "usage": { "hits": 1 } }]);
+        let strip = json!({ "token": behind(json!({})), "strip": true });
+        let error = rules(&rule, &strip).unwrap_err();
+        assert!(
+            error.starts_with("services[0].credentials.strip: has no effect"),
             "{error}"
         );
     }

@@ -94,7 +94,7 @@ impl Cache {
     /// which may have been for want of a key.
     pub fn keys_changed(&mut self, issuer: usize, keys: &KeySet) {
         self.verified
-            .retain(|verified| verified.issuer != issuer || keys.has(verified.key));
+            .retain(|it| it.issuer != issuer || it.key.is_some_and(|key| keys.has(key)));
         self.refused.retain(|_| false);
     }
 }
@@ -147,7 +147,7 @@ mod tests {
             application: "app".into(),
             expires,
             issuer: 0,
-            key: testing::fingerprint(),
+            key: Some(testing::fingerprint()),
             meets: Requirements::default(),
             headers: Box::default(),
         })

@@ -12,7 +12,7 @@ use super::claims::{ClaimPath, Claims, values};
 use super::jwks::{Fingerprint, KeySet};
 use super::jws::Compact;
 use super::requirement::{Requirement, Requirements};
-use super::{Discovery, Flaw};
+use super::{Discovery, Flaw, Handover};
 use crate::credentials::HeaderName;
 
 /// The longest value of a header made of a claim.
@@ -23,6 +23,9 @@ const LONGEST_VALUE: usize = 4_096;
 pub struct Policy {
     /// Whose tokens are taken; at least one, their names all different.
     pub issuers: Vec<Issuer>,
+    /// Where the claims of tokens are that Envoy's `jwt_authn` has verified. `None`: they are
+    /// verified here.
+    pub handover: Option<Handover>,
     /// What mapping rules require; at most [`Requirements::MOST`].
     pub requirements: Vec<Requirement>,
     /// Which claims the upstream is told, and in which headers; names all different.
@@ -57,6 +60,8 @@ pub enum KeySource {
     Inline(Rc<KeySet>),
     /// The issuer, by calls.
     Discovery(Discovery),
+    /// Nowhere: `jwt_authn` has them, and no signature is looked at here.
+    JwtAuthn,
 }
 
 /// A token of which everything holds that can be known without its issuer's keys.
@@ -86,8 +91,8 @@ pub struct Verified {
     pub expires: u64,
     /// The number of its issuer.
     pub issuer: usize,
-    /// The key that verified it.
-    pub key: Fingerprint,
+    /// The key that verified it; `None` if that was done elsewhere.
+    pub key: Option<Fingerprint>,
     /// Which requirements it meets.
     pub meets: Requirements,
     /// The values of [`Policy::headers`], in their order; `None`: it has no such claim, or none
@@ -103,28 +108,11 @@ impl Policy {
     pub fn look<'a>(&self, token: &'a [u8], now: u64) -> Result<Candidate<'a>, Flaw> {
         let compact = Compact::parse(token)?;
         let claims = Claims::parse(&compact.payload).ok_or(Flaw::Malformed)?;
-        let name = claims.text("iss").ok_or(Flaw::Issuer)?;
-        let named = |issuer: &Issuer| *issuer.name == *name;
-        let number = self.issuers.iter().position(named).ok_or(Flaw::Issuer)?;
-        let issuer = self.issuers.get(number).ok_or(Flaw::Issuer)?;
+        let (number, issuer) = self.issuer_of(&claims)?;
         if !issuer.algorithms.is_empty() && !issuer.algorithms.contains(&compact.algorithm) {
             return Err(Flaw::Algorithm);
         }
-        if !claims.is_for(&issuer.audiences) {
-            return Err(Flaw::Audience);
-        }
-        let moment = |name| claims.moment(name).map_err(|()| Flaw::Malformed);
-        let latest = now.saturating_add(issuer.leeway);
-        let expires = moment("exp")?.ok_or(Flaw::NoExpiry)?;
-        let expires = expires.saturating_add(issuer.leeway);
-        if now >= expires {
-            return Err(Flaw::Expired);
-        }
-        for beginning in ["nbf", "iat"] {
-            if moment(beginning)?.is_some_and(|beginning| beginning > latest) {
-                return Err(Flaw::Premature);
-            }
-        }
+        let expires = issuer.accept(&claims, now)?;
         Ok(Candidate {
             issuer: number,
             compact,
@@ -138,8 +126,47 @@ impl Policy {
     /// # Errors
     /// [`Flaw::Application`]: it speaks for nobody.
     pub fn verified(&self, candidate: &Candidate<'_>, key: Fingerprint) -> Result<Verified, Flaw> {
-        let claims = &candidate.claims;
-        let issuer = self.issuers.get(candidate.issuer).ok_or(Flaw::Issuer)?;
+        let Candidate {
+            issuer: number,
+            claims,
+            expires,
+            ..
+        } = candidate;
+        let issuer = self.issuers.get(*number).ok_or(Flaw::Issuer)?;
+        let found = self.found(issuer, claims)?;
+        Ok(Verified {
+            expires: *expires,
+            issuer: *number,
+            key: Some(key),
+            ..found
+        })
+    }
+
+    /// What a token says whose signature was verified elsewhere, in Unix seconds. All but the
+    /// signature is looked at here nevertheless: it may have been verified for another purpose.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn vouched(&self, claims: &Claims, now: u64) -> Result<Verified, Flaw> {
+        let (number, issuer) = self.issuer_of(claims)?;
+        let expires = issuer.accept(claims, now)?;
+        let found = self.found(issuer, claims)?;
+        Ok(Verified {
+            expires,
+            issuer: number,
+            ..found
+        })
+    }
+
+    fn issuer_of(&self, claims: &Claims) -> Result<(usize, &Issuer), Flaw> {
+        let name = claims.text("iss").ok_or(Flaw::Issuer)?;
+        let mut issuers = self.issuers.iter().enumerate();
+        let found = issuers.find(|(_, issuer)| *issuer.name == *name);
+        found.ok_or(Flaw::Issuer)
+    }
+
+    /// What claims of this issuer come to, when and by whatever they were verified.
+    fn found(&self, issuer: &Issuer, claims: &Claims) -> Result<Verified, Flaw> {
         let named = issuer.application.iter().find_map(|path| claims.at(path));
         let application = named.and_then(only).ok_or(Flaw::Application)?;
         let mut meets = Requirements::default();
@@ -156,12 +183,34 @@ impl Policy {
         };
         Ok(Verified {
             application: application.into(),
-            expires: candidate.expires,
-            issuer: candidate.issuer,
-            key,
+            expires: 0,
+            issuer: 0,
+            key: None,
             meets,
             headers: self.headers.iter().map(|(_, path)| header(path)).collect(),
         })
+    }
+}
+
+impl Issuer {
+    /// The first Unix second in which a token with these claims is not valid any more.
+    fn accept(&self, claims: &Claims, now: u64) -> Result<u64, Flaw> {
+        if !claims.is_for(&self.audiences) {
+            return Err(Flaw::Audience);
+        }
+        let moment = |name| claims.moment(name).map_err(|()| Flaw::Malformed);
+        let latest = now.saturating_add(self.leeway);
+        let expires = moment("exp")?.ok_or(Flaw::NoExpiry)?;
+        let expires = expires.saturating_add(self.leeway);
+        if now >= expires {
+            return Err(Flaw::Expired);
+        }
+        for beginning in ["nbf", "iat"] {
+            if moment(beginning)?.is_some_and(|beginning| beginning > latest) {
+                return Err(Flaw::Premature);
+            }
+        }
+        Ok(expires)
     }
 }
 

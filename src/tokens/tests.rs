@@ -34,6 +34,7 @@ fn policy() -> Policy {
                 set(&[Signing::new(2).jwk(), Signing::new(3).jwk()]),
             ),
         ],
+        handover: None,
         requirements: vec![
             Requirement {
                 scopes: vec!["read".into()],

@@ -12,6 +12,7 @@ pub mod bodies;
 mod ended;
 mod flights;
 mod gate;
+mod handover;
 mod hurry;
 mod probes;
 mod requests;

@@ -107,20 +107,26 @@ impl Root {
         if matches!(body, Body::Whole(body) if bodies::is_too_large(body.len())) {
             return Err(at_work.refused(Reply::LargeBody));
         }
-        let found = service.credentials.find(request, body);
-        let verified = match (&found, &mut at_work.tokens, &service.tokens) {
-            (Found::Token(token), Some(tokens), Some(configured)) => {
-                let (policy, issuers) = (&configured.policy, &mut self.issuers);
-                match tokens.check(policy, issuers, token, &shared.data, now) {
-                    Checked::Good(verified) => Some(verified),
-                    Checked::Refused(reply) => return Err(at_work.refused(reply)),
-                    Checked::Await(source) => {
-                        return self.await_keys(stream_id, index, source, shared, now);
-                    }
+        let mut found = service.credentials.find(request, body);
+        let mut verified = None;
+        if let (Some(tokens), Some(configured)) = (&mut at_work.tokens, &service.tokens) {
+            let (policy, issuers) = (&configured.policy, &mut self.issuers);
+            let checked = match (&policy.handover, &found) {
+                (Some(handover), _) => tokens.handed_on(policy, handover, &mut found, now),
+                (None, Found::Token(token)) => {
+                    Some(tokens.check(policy, issuers, token, &shared.data, now))
                 }
-            }
-            _ => None,
-        };
+                (None, _) => None,
+            };
+            verified = match checked {
+                Some(Checked::Good(verified)) => Some(verified),
+                Some(Checked::Refused(reply)) => return Err(at_work.refused(reply)),
+                Some(Checked::Await(source)) => {
+                    return self.await_keys(stream_id, index, source, shared, now);
+                }
+                None => None,
+            };
+        }
         let credential = match found {
             Found::Credential(credential) => credential,
             Found::Token(_) => {

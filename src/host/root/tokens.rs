@@ -180,7 +180,8 @@ impl TokensAtWork {
         }
     }
 
-    fn invalid(&self, flaw: Flaw) -> Checked {
+    /// A token that is not valid.
+    pub(super) fn invalid(&self, flaw: Flaw) -> Checked {
         self.stats.add(TokenCounter::Invalid, 1);
         Checked::Refused(Reply::InvalidToken(flaw))
     }
@@ -203,7 +204,7 @@ impl TokensAtWork {
             let keys = match (&issuer.keys, source) {
                 (KeySource::Inline(keys), _) => Some(Rc::clone(keys)),
                 (KeySource::Discovery(_), Some(source)) => issuers.keys(source, now),
-                (KeySource::Discovery(_), None) => None,
+                (KeySource::Discovery(_), None) | (KeySource::JwtAuthn, _) => None,
             };
             let tried = keys.map(|keys| {
                 let tries = candidate.tries(&keys);
@@ -335,7 +336,7 @@ pub(super) fn set_up(services: &mut [AtWork], shared: &mut Shared) -> Issuers {
         let mut sources = Vec::new();
         for issuer in &tokens.policy.issuers {
             sources.push(match &issuer.keys {
-                KeySource::Inline(_) => None,
+                KeySource::Inline(_) | KeySource::JwtAuthn => None,
                 KeySource::Discovery(discovery) => {
                     Some(issuers.source(&issuer.name, discovery, index))
                 }

@@ -32,10 +32,15 @@ fn validate(mut bootstrap: Value) -> Result<std::result::Result<(), String>> {
         .into_iter()
         .flatten()
     {
-        let place = "/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config/config/\
-                     vm_config/code/local/filename";
-        *listener.pointer_mut(place).context("no module")? = json!(module);
-        modules += 1;
+        let filters = "/filter_chains/0/filters/0/typed_config/http_filters";
+        let filters = listener.pointer_mut(filters).context("no filters")?;
+        for filter in filters.as_array_mut().into_iter().flatten() {
+            let place = "/typed_config/config/vm_config/code/local/filename";
+            if let Some(name) = filter.pointer_mut(place) {
+                *name = json!(module);
+                modules += 1;
+            }
+        }
     }
     assert_eq!(modules, 1, "the module is not judged");
     let directory = tempfile::tempdir()?;
@@ -112,6 +117,29 @@ fn envoy_accepts_the_rate_limit_headers_in_its_route_configuration() -> Result<(
         .context("no routes")?
         .extend(fields.as_object().context("no fields")?.clone());
     assert_eq!(validate(bootstrap)?, Ok(()));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs Envoy and the module: run cargo xtask test"]
+fn envoy_accepts_the_filters_and_clusters_for_tokens() -> Result<()> {
+    for path in ["envoy/tokens.yaml", "envoy/behind-jwt-authn.yaml"] {
+        let parts = document(path)?;
+        let part = |name: &str| parts[name].as_array().cloned().context(name.to_owned());
+        let mut bootstrap = document("envoy/tollgate.yaml")?;
+        let filters =
+            "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
+        bootstrap
+            .pointer_mut(filters)
+            .and_then(Value::as_array_mut)
+            .context("no filters")?
+            .splice(..1, part("http_filters")?);
+        bootstrap["static_resources"]["clusters"]
+            .as_array_mut()
+            .context("no clusters")?
+            .extend(part("clusters")?);
+        assert_eq!(validate(bootstrap)?, Ok(()), "{path}");
+    }
     Ok(())
 }
 

@@ -1,0 +1,5 @@
+//! See `tollgate_fuzz::keys`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tollgate_fuzz::keys(data));
