@@ -39,6 +39,11 @@ impl Claims {
         json::object(payload).map(Self)
     }
 
+    /// The claims that these members are.
+    pub(super) const fn of(members: Map<String, Value>) -> Self {
+        Self(members)
+    }
+
     /// What stands there; `null` is nothing.
     #[must_use]
     pub fn at(&self, path: &ClaimPath) -> Option<&Value> {

@@ -64,6 +64,11 @@ pub struct Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint(u64);
 
+impl Fingerprint {
+    /// Of a token that no key has verified.
+    pub(super) const NONE: Self = Self(0);
+}
+
 impl KeySet {
     /// Reads a set.
     ///

@@ -138,9 +138,26 @@ impl Policy {
     /// # Errors
     /// [`Flaw::Application`]: it speaks for nobody.
     pub fn verified(&self, candidate: &Candidate<'_>, key: Fingerprint) -> Result<Verified, Flaw> {
-        let claims = &candidate.claims;
         let issuer = self.issuers.get(candidate.issuer).ok_or(Flaw::Issuer)?;
-        let named = issuer.application.iter().find_map(|path| claims.at(path));
+        Ok(Verified {
+            issuer: candidate.issuer,
+            key,
+            ..self.granted(&candidate.claims, &issuer.application, candidate.expires)?
+        })
+    }
+
+    /// What is remembered of a token with these claims that is valid until then: of no issuer, and
+    /// verified by no key.
+    ///
+    /// # Errors
+    /// [`Flaw::Application`]: it speaks for nobody.
+    pub(super) fn granted(
+        &self,
+        claims: &Claims,
+        application: &[ClaimPath],
+        expires: u64,
+    ) -> Result<Verified, Flaw> {
+        let named = application.iter().find_map(|path| claims.at(path));
         let application = named.and_then(only).ok_or(Flaw::Application)?;
         let mut meets = Requirements::default();
         for (number, requirement) in self.requirements.iter().enumerate() {
@@ -156,9 +173,9 @@ impl Policy {
         };
         Ok(Verified {
             application: application.into(),
-            expires: candidate.expires,
-            issuer: candidate.issuer,
-            key,
+            expires,
+            issuer: usize::MAX,
+            key: Fingerprint::NONE,
             meets,
             headers: self.headers.iter().map(|(_, path)| header(path)).collect(),
         })

@@ -117,6 +117,14 @@ impl Root {
                     Checked::Await(source) => {
                         return self.await_keys(stream_id, index, source, shared, now);
                     }
+                    Checked::Ask(asked) => {
+                        let stream = (index, stream_id);
+                        match tokens.ask(asked, token, stream, &mut self.calls, shared, now) {
+                            Ok(Some(verified)) => Some(verified),
+                            Ok(None) => return Ok(Action::Pause),
+                            Err(reply) => return Err(at_work.refused(reply)),
+                        }
+                    }
                 }
             }
             _ => None,
