@@ -92,15 +92,13 @@ fn introduced(envoy: &FakeEnvoy, worker: &Worker, token: &str, rest: Value) {
 }
 
 fn told(reply: &Reply) -> (u32, &str, Option<&str>) {
-    let header = reply
-        .headers
-        .iter()
-        .find(|(name, _)| name == "retry-after");
+    let header = reply.headers.iter().find(|(name, _)| name == "retry-after");
     let value = header.map(|(_, value)| value.as_str());
     (reply.status, &reply.details, value)
 }
 
-const UNAVAILABLE: (u32, &str, Option<&str>) = (503, "tollgate_introspection_unavailable", Some("1"));
+const UNAVAILABLE: (u32, &str, Option<&str>) =
+    (503, "tollgate_introspection_unavailable", Some("1"));
 
 /// Second by second, with a tick in each.
 fn pass(envoy: &FakeEnvoy, worker: &Worker, count: u64) {
@@ -125,20 +123,39 @@ fn an_active_token_is_the_app_id_that_its_answer_names() {
         .send()
         .paused();
     let call = worker.only_call();
-    assert_eq!((call.cluster.as_str(), call.method(), call.path()), ("id", "POST", "/introspect"));
+    assert_eq!(
+        (call.cluster.as_str(), call.method(), call.path()),
+        ("id", "POST", "/introspect")
+    );
     assert_eq!(call.header(":authority"), Some("id.example.com"));
     assert_eq!(call.header("accept"), Some("application/json"));
-    assert_eq!(call.header("content-type"), Some("application/x-www-form-urlencoded"));
-    assert_eq!(call.header("content-length"), Some(call.body.len().to_string().as_str()));
-    let client = call.header("authorization").and_then(|it| it.strip_prefix("Basic "));
+    assert_eq!(
+        call.header("content-type"),
+        Some("application/x-www-form-urlencoded")
+    );
+    assert_eq!(
+        call.header("content-length"),
+        Some(call.body.len().to_string().as_str())
+    );
+    let client = call
+        .header("authorization")
+        .and_then(|it| it.strip_prefix("Basic "));
     let client = STANDARD.decode(client.expect("basic")).expect("base64");
     assert_eq!(client, b"gate+way:the-secret");
-    assert_eq!(call.text(), "token=a%2Ftoken%7E1%3D%3D&token_type_hint=access_token");
+    assert_eq!(
+        call.text(),
+        "token=a%2Ftoken%7E1%3D%3D&token_type_hint=access_token"
+    );
     assert_eq!(token_of(&call), "a/token~1==");
 
     worker.answer(call.token, active(json!({ "roles": ["a", "b"] })));
     let question = worker.only_call();
-    assert!(question.path().starts_with("/transactions/oauth_authorize.xml?"), "{question:?}");
+    assert!(
+        question
+            .path()
+            .starts_with("/transactions/oauth_authorize.xml?"),
+        "{question:?}"
+    );
     assert!(question.path().contains("&app_id=app"), "{question:?}");
     worker.answer(question.token, authorized().at(envoy.wall_ms()));
     let forwarded = worker.poll(stream).forwarded();
@@ -153,7 +170,10 @@ fn an_active_token_is_the_app_id_that_its_answer_names() {
     for _ in 0..10 {
         assert!(send(worker, "a/token~1==").continued());
     }
-    let post = worker.request().post("/").header("authorization", bearer("a/token~1=="));
+    let post = worker
+        .request()
+        .post("/")
+        .header("authorization", bearer("a/token~1=="));
     assert_eq!(told(&post.send().reply()).1, "tollgate_insufficient_scope");
     assert_eq!(stat(&envoy, "introspection_calls"), 1);
     behaved(&envoy);
@@ -184,7 +204,10 @@ fn who_waits_for_one_token_waits_for_one_call_and_is_decided_by_itself() {
     let (envoy, workers) = gateway_with(2, json!({}));
     let worker = &workers[0];
     let mut streams: Vec<StreamId> = (0..50).map(|_| send(worker, "one").paused()).collect();
-    let post = worker.request().post("/").header("authorization", bearer("one"));
+    let post = worker
+        .request()
+        .post("/")
+        .header("authorization", bearer("one"));
     let post = post.send().paused();
     let ended = streams.remove(7);
     worker.end_stream(ended);
@@ -257,13 +280,19 @@ fn a_revoked_token_is_refused_after_its_ttl_at_the_latest() {
     // It was revoked meanwhile. This one asks, and goes on with what is believed.
     assert!(send(worker, "token").continued());
     worker.answer(worker.only_call().token, inactive());
-    assert_eq!(told(&send(worker, "token").reply()).1, "tollgate_token_inactive");
+    assert_eq!(
+        told(&send(worker, "token").reply()).1,
+        "tollgate_token_inactive"
+    );
 
     introduced(&envoy, worker, "idle", json!({}));
     pass(&envoy, worker, 60);
     let stream = send(worker, "idle").paused();
     worker.answer(worker.only_call().token, inactive());
-    assert_eq!(told(&worker.poll(stream).reply()).1, "tollgate_token_inactive");
+    assert_eq!(
+        told(&worker.poll(stream).reply()).1,
+        "tollgate_token_inactive"
+    );
     behaved(&envoy);
 }
 
@@ -271,7 +300,8 @@ fn a_revoked_token_is_refused_after_its_ttl_at_the_latest() {
 fn nothing_is_good_beyond_exp_neither_fresh_nor_stale_nor_in_an_outage() {
     let (envoy, workers) = gateway_with(1, json!({ "ttl": "60s", "stale_if_error": "1h" }));
     let worker = &workers[0];
-    let in_seconds = |envoy: &FakeEnvoy, count: u64| json!({ "exp": envoy.wall_ms() / 1_000 + count });
+    let in_seconds =
+        |envoy: &FakeEnvoy, count: u64| json!({ "exp": envoy.wall_ms() / 1_000 + count });
     introduced(&envoy, worker, "short", in_seconds(&envoy, 30));
     introduced(&envoy, worker, "longer", in_seconds(&envoy, 90));
     pass(&envoy, worker, 29);
@@ -360,9 +390,15 @@ fn every_failure_is_503_and_counted_by_its_reason_and_a_refusal_of_ours_as_such(
         (Failure::Reset.into(), "no_reply"),
         (Answer::status(500), "server_error"),
         (Answer::status(302), "unexpected_status"),
-        (Answer::status(400).body(r#"{"error":"invalid_request"}"#), "unexpected_status"),
+        (
+            Answer::status(400).body(r#"{"error":"invalid_request"}"#),
+            "unexpected_status",
+        ),
         (Answer::status(200).body("<html>"), "malformed"),
-        (Answer::status(200).body(r#"{"active":"true","client_id":"app"}"#), "malformed"),
+        (
+            Answer::status(200).body(r#"{"active":"true","client_id":"app"}"#),
+            "malformed",
+        ),
         (Answer::status(200), "malformed"),
     ] {
         let (envoy, workers) = gateway_with(1, json!({}));
@@ -370,7 +406,11 @@ fn every_failure_is_503_and_counted_by_its_reason_and_a_refusal_of_ours_as_such(
         let stream = send(worker, "token").paused();
         worker.answer(worker.only_call().token, answer);
         assert_eq!(told(&worker.poll(stream).reply()), UNAVAILABLE, "{counter}");
-        assert_eq!(stat(&envoy, &format!("introspection_{counter}")), 1, "{counter}");
+        assert_eq!(
+            stat(&envoy, &format!("introspection_{counter}")),
+            1,
+            "{counter}"
+        );
         assert_eq!(stat(&envoy, "introspection_failures"), 1);
         assert_eq!(stat(&envoy, "requests_token_invalid"), 0);
         // The next one asks again.
@@ -437,7 +477,11 @@ fn a_flood_of_made_up_tokens_stays_within_its_budget_and_known_ones_go_on() {
                 None => {
                     let stream = outcome.paused();
                     calls += settle(&envoy, worker, |call| {
-                        if token_of(call) == "known" { active(json!({})) } else { inactive() }
+                        if token_of(call) == "known" {
+                            active(json!({}))
+                        } else {
+                            inactive()
+                        }
                     });
                     assert_eq!(worker.poll(stream).reply().status, 401);
                     refused += 1;
@@ -484,11 +528,17 @@ fn beside_issuers_only_what_is_not_signed_is_asked_about() {
     let envoy = envoy().cluster("id");
     let worker = envoy.configured_worker(&whole.to_string());
     let signed = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UifQ.AA";
-    assert_eq!(told(&send(&worker, signed).reply()).1, "tollgate_token_audience");
+    assert_eq!(
+        told(&send(&worker, signed).reply()).1,
+        "tollgate_token_audience"
+    );
     for opaque in ["opaque", "a.b.c", "eyJhbGciOiJkaXIifQ..a.b.c"] {
         let stream = send(&worker, opaque).paused();
         assert_eq!(settle(&envoy, &worker, |_| inactive()), 1);
-        assert_eq!(told(&worker.poll(stream).reply()).1, "tollgate_token_inactive");
+        assert_eq!(
+            told(&worker.poll(stream).reply()).1,
+            "tollgate_token_inactive"
+        );
     }
     // Where there are no issuers, signed ones are asked about as well.
     let (envoy, workers) = gateway_with(1, json!({}));
@@ -509,7 +559,8 @@ fn neither_tokens_nor_the_secret_are_ever_logged() {
     for (number, answer) in answers.into_iter().enumerate() {
         let stream = send(&worker, &format!("s3cr3t-token-{number}")).paused();
         settle(&envoy, &worker, |_| answer.clone());
-        assert!(!worker.waits(stream));
+        let outcome = worker.poll(stream);
+        assert!(outcome.continued() || outcome.status().is_some());
     }
     let encoded = STANDARD.encode("gate+way:the-secret");
     for line in envoy.logs() {
@@ -519,6 +570,9 @@ fn neither_tokens_nor_the_secret_are_ever_logged() {
         }
     }
     let keys = envoy.shared_keys();
-    assert!(keys.iter().all(|key| !key.windows(6).any(|part| part == b"s3cr3t")));
+    assert!(
+        keys.iter()
+            .all(|key| !key.windows(6).any(|part| part == b"s3cr3t"))
+    );
     behaved(&envoy);
 }
