@@ -312,7 +312,11 @@ fn every_counter_is_in_the_description_of_operations_and_no_other() {
     counters.extend(gauges.map(str::to_owned));
     counters.extend(names("src/host/root/tokens.rs", "let names = [", "];\n"));
     let of_key_managers = names("src/host/root/introspection.rs", "const NAMES", "];\n");
-    counters.extend(of_key_managers.iter().map(|it| format!("introspection_{it}")));
+    counters.extend(
+        of_key_managers
+            .iter()
+            .map(|it| format!("introspection_{it}")),
+    );
     let operations = document("docs/operations.md");
     for counter in &counters {
         let row = format!("\n| `{counter}` | ");

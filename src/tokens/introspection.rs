@@ -224,8 +224,11 @@ pub enum Known {
     Aging(Rc<Verified>),
     /// It was active. Good if nobody can be asked.
     Stale(Rc<Verified>),
-    /// The same, and it was asked about just now, in vain.
+    /// The same, and it should be asked about; but nobody could be not long ago, so nobody should
+    /// wait for it.
     StaleInVain(Rc<Verified>),
+    /// The same, and it was asked about just now, in vain.
+    StaleAndAsked(Rc<Verified>),
     /// It is not good.
     Refused(Flaw),
     /// Nothing.
@@ -258,7 +261,10 @@ impl Answers {
                 };
             }
             if monotonic < active.stale {
+                let again = active.not_before.saturating_add(LONGEST_PAUSE);
                 return if in_vain {
+                    Known::StaleAndAsked(verified())
+                } else if active.failures > 0 && monotonic < again {
                     Known::StaleInVain(verified())
                 } else {
                     Known::Stale(verified())
@@ -559,7 +565,8 @@ mod tests {
             Known::Active(_) => "active",
             Known::Aging(_) => "aging",
             Known::Stale(_) => "stale",
-            Known::StaleInVain(_) => "in vain",
+            Known::StaleInVain(_) => "stale, in vain",
+            Known::StaleAndAsked(_) => "asked",
             Known::Refused(flaw) => flaw.as_str(),
             Known::Unknown => "unknown",
         }
@@ -611,14 +618,12 @@ mod tests {
         assert_eq!(known(&mut answers, 0, 50_999), "active");
         assert_eq!(known(&mut answers, 0, 51_000), "aging");
         let mut now = 60_000;
+        assert_eq!(known(&mut answers, 0, 61_000), "stale, in vain");
+        assert_eq!(known(&mut answers, 0, 81_000), "stale");
         for pause in [2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
-            assert_eq!(known(&mut answers, 0, now), "stale");
+            assert_eq!(known(&mut answers, 0, now), "stale, in vain");
             answers.in_vain(digest(b"t"), now);
-            assert_eq!(
-                known(&mut answers, 0, now + pause - 1),
-                "in vain",
-                "{pause}"
-            );
+            assert_eq!(known(&mut answers, 0, now + pause - 1), "asked", "{pause}");
             now += pause;
         }
         // An answer ends it.

@@ -201,9 +201,13 @@ impl IntrospectionAtWork {
         let known = self.answers.look_up(digest, now.seconds(), now.monotonic);
         let (known, waits) = match known {
             Known::Active(verified) => return Checked::Good(verified),
-            Known::StaleInVain(verified) => {
+            Known::StaleAndAsked(verified) => {
                 self.stats.count(Counter::Stale);
                 return Checked::Good(verified);
+            }
+            Known::StaleInVain(verified) => {
+                self.stats.count(Counter::Stale);
+                (Some(verified), false)
             }
             Known::Refused(flaw) => return Checked::Refused(Reply::InvalidToken(flaw)),
             Known::Aging(verified) => (Some(verified), false),
