@@ -252,6 +252,7 @@ fn every_field_is_in_the_reference() {
         r#"{ "services": [{ "credentials": { "token": { "?": 0 } } }] }"#,
         r#"{ "services": [{ "credentials": { "token": { "issuers": [{ "?": 0 }] } } }] }"#,
         r#"{ "services": [{ "credentials": { "token": { "issuers": [{ "discovery": { "?": 0 } }] } } }] }"#,
+        r#"{ "services": [{ "credentials": { "token": { "introspection": { "?": 0 } } } }] }"#,
         r#"{ "services": [{ "authorization": { "?": 0 } }] }"#,
         r#"{ "authorization": { "?": 0 } }"#,
         r#"{ "reporting": { "?": 0 } }"#,
@@ -310,6 +311,12 @@ fn every_counter_is_in_the_description_of_operations_and_no_other() {
     ];
     counters.extend(gauges.map(str::to_owned));
     counters.extend(names("src/host/root/tokens.rs", "let names = [", "];\n"));
+    let of_key_managers = names("src/host/root/introspection.rs", "const NAMES", "];\n");
+    counters.extend(
+        of_key_managers
+            .iter()
+            .map(|it| format!("introspection_{it}")),
+    );
     let operations = document("docs/operations.md");
     for counter in &counters {
         let row = format!("\n| `{counter}` | ");

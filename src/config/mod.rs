@@ -12,6 +12,7 @@ mod duration;
 mod error;
 mod exemption;
 mod hosts;
+mod introspection;
 mod replies;
 mod secret;
 mod service;

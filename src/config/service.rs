@@ -102,7 +102,7 @@ impl Service {
             &place.field("mapping_rules"),
             &metrics,
         )?;
-        let tokens = tokens::tokens(&shape, place)?;
+        let tokens = tokens::tokens(&shape, place, environment)?;
         let exemptions = exemptions(&shape.exempt, &place.field("exempt"))?;
         let replies = replies.changed_by_service(&shape.replies, &place.field("replies"))?;
         let trust = trust.changed(

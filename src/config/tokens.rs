@@ -9,18 +9,20 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::Environment;
 use super::error::{ConfigurationError, Place, Problem, quoted, shown};
 use super::settings::{number, within};
 use crate::credentials::{HeaderName, Source};
 use crate::mapping::{MetricId, Metrics, Rule, Rules, Usage};
 use crate::tokens::{
-    Algorithm, ClaimCondition, ClaimPath, Discovery, Handover, Issuer, KeySet, KeySource, Policy,
-    Requirement, Requirements, Start, Url,
+    Algorithm, ClaimCondition, ClaimPath, Discovery, Handover, Introspection, Issuer, KeySet,
+    KeySource, Policy, Requirement, Requirements, Start, Url,
 };
 
 pub(super) mod shape {
     //! The fields as they are written.
 
+    use super::super::introspection::shape::Introspection;
     use super::super::shape::{Object, Pairs, Source, present};
     use serde::Deserialize;
     use serde_json::Value;
@@ -28,9 +30,11 @@ pub(super) mod shape {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     pub(in super::super) struct Tokens {
+        #[serde(default)]
         pub(super) issuers: Vec<Object<Issuer>>,
         #[serde(default, deserialize_with = "present")]
         pub(super) jwt_authn: Option<Object<JwtAuthn>>,
+        pub(super) introspection: Option<Object<Introspection>>,
         #[serde(default, deserialize_with = "present")]
         pub(super) places: Option<Vec<Object<Source>>>,
         #[serde(default)]
@@ -128,6 +132,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub struct Tokens {
     /// Which tokens are valid, and what is told of them.
     pub policy: Policy,
+    /// Who is asked about tokens that are not signed.
+    pub introspection: Option<Rc<Introspection>>,
     required: Option<Required>,
 }
 
@@ -186,6 +192,7 @@ pub(super) fn places(
 pub(super) fn tokens(
     shape: &super::shape::Service,
     place: &Place<'_>,
+    environment: Environment<'_>,
 ) -> Result<Option<Box<Tokens>>, ConfigurationError> {
     let credentials = shape.credentials.as_ref();
     let rules = place.field("mapping_rules");
@@ -203,8 +210,24 @@ pub(super) fn tokens(
     if token.0.jwt_authn.is_some() && shape.credentials.as_ref().is_some_and(|it| it.0.strip) {
         return Err(credentials.field("strip").error(Problem::BesideJwtAuthn));
     }
-    let policy = policy(&token.0, requirements, &credentials.field("token"))?;
-    Ok(Some(Box::new(Tokens { policy, required })))
+    let place = credentials.field("token");
+    let policy = policy(&token.0, requirements, &place)?;
+    let introspection = match &token.0.introspection {
+        None => None,
+        Some(shape) => {
+            let place = place.field("introspection");
+            Some(super::introspection::introspection(
+                &shape.0,
+                &place,
+                environment,
+            )?)
+        }
+    };
+    Ok(Some(Box::new(Tokens {
+        policy,
+        introspection: introspection.map(Rc::new),
+        required,
+    })))
 }
 
 fn policy(
@@ -214,7 +237,7 @@ fn policy(
 ) -> Result<Policy, ConfigurationError> {
     let handover = handover(shape, place)?;
     let issuers = place.field("issuers");
-    if shape.issuers.is_empty() {
+    if shape.issuers.is_empty() && shape.introspection.is_none() {
         return Err(issuers.error(Problem::EmptyList(
             "name at least one issuer, or no token is valid",
         )));
@@ -260,6 +283,7 @@ fn handover(
     };
     for (field, there) in [
         ("places", shape.places.is_some()),
+        ("introspection", shape.introspection.is_some()),
         (
             "verifications_per_second",
             shape.verifications_per_second.is_some(),
@@ -318,23 +342,7 @@ fn issuer(
         (None, None) if behind_jwt_authn => KeySource::JwtAuthn,
         _ => return Err(place.error(Problem::KeySource)),
     };
-    let claims = place.field("claim");
-    let application = match &shape.claim {
-        None => ["azp", "client_id"]
-            .iter()
-            .filter_map(|name| ClaimPath::new([*name]))
-            .collect(),
-        Some(paths) if paths.is_empty() => {
-            return Err(claims.error(Problem::EmptyList(
-                "name the claim that has the application's app_id, like azp",
-            )));
-        }
-        Some(paths) => paths
-            .iter()
-            .enumerate()
-            .map(|(index, path)| claim_path(path, &claims.index(index)))
-            .collect::<Result<_, _>>()?,
-    };
+    let application = application(shape.claim.as_deref(), &place.field("claim"))?;
     let leeway = within(
         shape.leeway.as_ref(),
         &place.field("leeway"),
@@ -366,6 +374,27 @@ fn issuer(
         leeway: leeway.as_secs(),
         algorithms,
     })
+}
+
+/// The claims of which the first that is there names the application.
+pub(super) fn application(
+    paths: Option<&[Value]>,
+    place: &Place<'_>,
+) -> Result<Vec<ClaimPath>, ConfigurationError> {
+    match paths {
+        None => Ok(["azp", "client_id"]
+            .iter()
+            .filter_map(|name| ClaimPath::new([*name]))
+            .collect()),
+        Some([]) => Err(place.error(Problem::EmptyList(
+            "name the claim that has the application's app_id, like azp",
+        ))),
+        Some(paths) => paths
+            .iter()
+            .enumerate()
+            .map(|(index, path)| claim_path(path, &place.index(index)))
+            .collect(),
+    }
 }
 
 fn discovery(
@@ -539,7 +568,7 @@ fn requirement(
 }
 
 /// Texts that are not empty.
-fn texts(
+pub(super) fn texts(
     texts: &[String],
     place: &Place<'_>,
     what: &'static str,
@@ -606,7 +635,9 @@ mod tests {
 
     #[test]
     fn an_issuer_has_defaults() {
-        let Tokens { policy, required } = tokens(&json!({ "issuers": [issuer()] })).unwrap();
+        let Tokens {
+            policy, required, ..
+        } = tokens(&json!({ "issuers": [issuer()] })).unwrap();
         let issuer = &policy.issuers[0];
         assert_eq!((issuer.leeway, issuer.application.len()), (5, 2));
         assert!(issuer.algorithms.is_empty() && required.is_none() && policy.headers.is_empty());

@@ -4,7 +4,7 @@
 use super::abi::{self, BufferType, MapType};
 use crate::config::ServiceManagement;
 use crate::service_management::{
-    Application, AuthorizeAnswer, Endpoint, Identification, MetricsAnswer, OPTIONS_HEADER,
+    Application, AuthorizeAnswer, Endpoint, Failure, Identification, MetricsAnswer, OPTIONS_HEADER,
     REJECTION_REASON_HEADER, REPORT_CONTENT_TYPE, REPORT_PATH, Reply, ReportAnswer, ServiceAccess,
     UPSTREAM_HEADER, authorize_answer, authorize_target, listed_keys, metrics_answer,
     push_no_usage, report_answer,
@@ -78,6 +78,29 @@ pub fn get(cluster: &str, url: &Url, timeout: Duration) -> Option<u32> {
     abi::http_call(cluster, &headers, &[], milliseconds(timeout)).ok()
 }
 
+/// Asks a key manager about a token (RFC 7662, 2.1). The token of the call; `None` if it could not
+/// be made.
+pub fn ask_about_token(
+    cluster: &str,
+    url: &Url,
+    authorization: &str,
+    form: &[u8],
+    timeout: Duration,
+) -> Option<u32> {
+    let length = form.len().to_string();
+    let headers: [(&[u8], &[u8]); 8] = [
+        (b":method", b"POST"),
+        (b":path", url.path.as_bytes()),
+        (b":authority", url.authority.as_bytes()),
+        (b"user-agent", USER_AGENT.as_bytes()),
+        (b"accept", b"application/json"),
+        (b"authorization", authorization.as_bytes()),
+        (b"content-type", b"application/x-www-form-urlencoded"),
+        (b"content-length", length.as_bytes()),
+    ];
+    abi::http_call(cluster, &headers, form, milliseconds(timeout)).ok()
+}
+
 fn milliseconds(timeout: Duration) -> u32 {
     u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
 }
@@ -115,6 +138,11 @@ impl Answered {
     /// The HTTP status, 0 if there is none.
     pub const fn status(&self) -> u16 {
         self.status
+    }
+
+    /// The failure that the status shows by itself.
+    pub fn failure(&self) -> Option<Failure> {
+        self.reply().failure()
     }
 
     /// The body of a 200.

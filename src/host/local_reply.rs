@@ -29,6 +29,11 @@ pub enum Reply {
     InsufficientScope,
     /// The keys of a token's issuer could not be fetched.
     KeysUnavailable,
+    /// A key manager could not be asked about an unknown token.
+    KeyManagerUnavailable {
+        /// Seconds after which it can be asked again, at least 1.
+        retry_after: u64,
+    },
     /// More signatures than a worker has time for.
     OverPace,
     /// A credential that no application can have.
@@ -96,6 +101,7 @@ impl Reply {
             | Self::OverBudget
             | Self::OverPace
             | Self::KeysUnavailable
+            | Self::KeyManagerUnavailable { .. }
             | Self::Overloaded => Outcome::Unavailable,
             Self::Misconfigured => Outcome::Misconfigured,
         }
@@ -109,6 +115,7 @@ impl Reply {
             Self::InvalidToken(flaw) => flaw.as_str(),
             Self::InsufficientScope => "insufficient_scope",
             Self::KeysUnavailable => "keys_unavailable",
+            Self::KeyManagerUnavailable { .. } => "introspection_unavailable",
             Self::OverPace => "token_over_budget",
             Self::UnusableCredential => "credential_unusable",
             Self::Denied(denial) => denial.as_str(),
@@ -132,7 +139,9 @@ impl Reply {
         match self {
             Self::Limited { until } => seconds_to(until, now),
             Self::Early => Some(EARLY_RETRY_SECONDS),
-            Self::BackendFailed { retry_after } => Some(retry_after),
+            Self::BackendFailed { retry_after } | Self::KeyManagerUnavailable { retry_after } => {
+                Some(retry_after)
+            }
             Self::Misconfigured
             | Self::Contended
             | Self::OverBudget

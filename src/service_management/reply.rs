@@ -117,7 +117,8 @@ impl Failure {
 
 impl Reply<'_> {
     /// The failure that the status shows by itself: no status at all, or 5xx.
-    pub(super) fn failure(&self) -> Option<Failure> {
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
         match self.status {
             0 => Some(Failure::NoReply),
             500.. if self.from_upstream => Some(Failure::ServerError(self.status)),

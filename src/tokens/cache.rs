@@ -41,7 +41,7 @@ pub enum Remembered {
 
 /// A map of a bounded size that forgets what has not been looked up for longest, roughly: when the
 /// younger half is full, the elder is dropped and the younger becomes it.
-struct Generations<V> {
+pub(super) struct Generations<V> {
     half: usize,
     younger: HashMap<TokenDigest, V>,
     elder: HashMap<TokenDigest, V>,
@@ -94,13 +94,13 @@ impl Cache {
     /// which may have been for want of a key.
     pub fn keys_changed(&mut self, issuer: usize, keys: &KeySet) {
         self.verified
-            .retain(|it| it.issuer != issuer || it.key.is_some_and(|key| keys.has(key)));
+            .retain(|it| it.issuer != Some(issuer) || it.key.is_some_and(|key| keys.has(key)));
         self.refused.retain(|_| false);
     }
 }
 
 impl<V> Generations<V> {
-    fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self {
             half: (most / 2).max(1),
             younger: HashMap::new(),
@@ -108,18 +108,28 @@ impl<V> Generations<V> {
         }
     }
 
-    fn get(&mut self, digest: TokenDigest) -> Option<&V> {
+    pub(super) fn get(&mut self, digest: TokenDigest) -> Option<&V> {
         if let Some(value) = self.elder.remove(&digest) {
             self.insert(digest, value);
         }
         self.younger.get(&digest)
     }
 
-    fn insert(&mut self, digest: TokenDigest, value: V) {
+    pub(super) fn insert(&mut self, digest: TokenDigest, value: V) {
         if self.younger.len() >= self.half && !self.younger.contains_key(&digest) {
             self.elder = std::mem::take(&mut self.younger);
         }
         self.younger.insert(digest, value);
+    }
+
+    pub(super) fn remove(&mut self, digest: TokenDigest) {
+        self.younger.remove(&digest);
+        self.elder.remove(&digest);
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.younger.len().saturating_add(self.elder.len())
     }
 
     fn retain(&mut self, keep: impl Fn(&V) -> bool) {
@@ -146,7 +156,7 @@ mod tests {
         Rc::new(Verified {
             application: "app".into(),
             expires,
-            issuer: 0,
+            issuer: Some(0),
             key: Some(testing::fingerprint()),
             meets: Requirements::default(),
             headers: Box::default(),

@@ -39,7 +39,7 @@ impl Claims {
         json::object(payload).map(Self)
     }
 
-    /// Claims that have been read by somebody else.
+    /// The claims that these members are.
     pub(super) const fn of(members: Map<String, Value>) -> Self {
         Self(members)
     }

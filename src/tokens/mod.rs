@@ -1,5 +1,5 @@
 //! Tokens of OAuth and OpenID Connect: signed ones (RFC 7515, RFC 7519) verified here, with the
-//! keys of their issuers.
+//! keys of their issuers; opaque ones by the word of who made them (RFC 7662).
 //!
 //! Apart from [`crate::credentials`] because a token proves by itself whom it speaks for, and
 //! only that (an application) goes on from here. No I/O: who fetches keys is [`crate::host`]'s
@@ -13,6 +13,7 @@ mod cache;
 mod claims;
 mod discovery;
 mod handover;
+mod introspection;
 mod json;
 mod jwks;
 mod jws;
@@ -31,6 +32,7 @@ pub use cache::{Cache, Remembered, TokenDigest};
 pub use claims::{ClaimPath, Claims};
 pub use discovery::{Discovery, DiscoveryError, Start, Url, UrlError};
 pub use handover::Handover;
+pub use introspection::{Answers, Client, Introspection, Known, Unreadable, looks_signed};
 pub use jwks::{Fingerprint, Key, KeySet, KeySetError, LONGEST_SET};
 pub use jws::{Compact, LONGEST_TOKEN};
 pub use key::PublicKey;
@@ -65,6 +67,8 @@ pub enum Flaw {
     Key,
     /// No claim names the application, or names several.
     Application,
+    /// Whoever made it says that it is not active.
+    Inactive,
 }
 
 impl Flaw {
@@ -83,6 +87,7 @@ impl Flaw {
             Self::Signature => "token_signature",
             Self::Key => "token_key",
             Self::Application => "token_application",
+            Self::Inactive => "token_inactive",
         }
     }
 }

@@ -89,8 +89,8 @@ pub struct Verified {
     pub application: Box<str>,
     /// The first Unix second in which it is not valid any more.
     pub expires: u64,
-    /// The number of its issuer.
-    pub issuer: usize,
+    /// The number of its issuer; `None` if none of the policy's answers for it.
+    pub issuer: Option<usize>,
     /// The key that verified it; `None` if that was done elsewhere.
     pub key: Option<Fingerprint>,
     /// Which requirements it meets.
@@ -133,12 +133,10 @@ impl Policy {
             ..
         } = candidate;
         let issuer = self.issuers.get(*number).ok_or(Flaw::Issuer)?;
-        let found = self.found(issuer, claims)?;
         Ok(Verified {
-            expires: *expires,
-            issuer: *number,
+            issuer: Some(*number),
             key: Some(key),
-            ..found
+            ..self.granted(claims, &issuer.application, *expires)?
         })
     }
 
@@ -150,11 +148,9 @@ impl Policy {
     pub fn vouched(&self, claims: &Claims, now: u64) -> Result<Verified, Flaw> {
         let (number, issuer) = self.issuer_of(claims)?;
         let expires = issuer.accept(claims, now)?;
-        let found = self.found(issuer, claims)?;
         Ok(Verified {
-            expires,
-            issuer: number,
-            ..found
+            issuer: Some(number),
+            ..self.granted(claims, &issuer.application, expires)?
         })
     }
 
@@ -165,9 +161,18 @@ impl Policy {
         found.ok_or(Flaw::Issuer)
     }
 
-    /// What claims of this issuer come to, when and by whatever they were verified.
-    fn found(&self, issuer: &Issuer, claims: &Claims) -> Result<Verified, Flaw> {
-        let named = issuer.application.iter().find_map(|path| claims.at(path));
+    /// What is remembered of a token with these claims that is valid until then: of no issuer, and
+    /// verified by no key.
+    ///
+    /// # Errors
+    /// [`Flaw::Application`]: it speaks for nobody.
+    pub(super) fn granted(
+        &self,
+        claims: &Claims,
+        application: &[ClaimPath],
+        expires: u64,
+    ) -> Result<Verified, Flaw> {
+        let named = application.iter().find_map(|path| claims.at(path));
         let application = named.and_then(only).ok_or(Flaw::Application)?;
         let mut meets = Requirements::default();
         for (number, requirement) in self.requirements.iter().enumerate() {
@@ -183,8 +188,8 @@ impl Policy {
         };
         Ok(Verified {
             application: application.into(),
-            expires: 0,
-            issuer: 0,
+            expires,
+            issuer: None,
             key: None,
             meets,
             headers: self.headers.iter().map(|(_, path)| header(path)).collect(),

@@ -93,7 +93,7 @@ fn a_good_token_names_its_application_and_what_it_may_do() {
     let verified =
         with(r#"{"scope":"read x","r":{"roles":["a","b c"]},"sub":"s\r\nx: y"}"#).unwrap();
     assert_eq!(&*verified.application, "app");
-    assert_eq!((verified.expires, verified.issuer), (NOW + 65, 0));
+    assert_eq!((verified.expires, verified.issuer), (NOW + 65, Some(0)));
     assert!(verified.meets.has_all(Requirements::default().with(0)));
     assert!(!verified.meets.has_all(Requirements::default().with(1)));
     // What could end a header is left out.

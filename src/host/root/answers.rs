@@ -53,6 +53,9 @@ impl Root {
             Call::Keys { source, document } => {
                 self.answered_keys(source, document, &answered, shared, now);
             }
+            Call::Introspection { service, digest } => {
+                self.answered_introspection(service, digest, &answered, shared, now);
+            }
             Call::Uncached { service, units } => {
                 let outcome = match answered.to_report() {
                     ReportAnswer::Acknowledged => Outcome::Acknowledged,

@@ -178,6 +178,7 @@ impl AtWork {
             | Reply::OverBudget
             | Reply::OverPace
             | Reply::KeysUnavailable
+            | Reply::KeyManagerUnavailable { .. }
             | Reply::Overloaded => Counter::Unavailable,
         });
         reply

@@ -14,6 +14,7 @@ mod flights;
 mod gate;
 mod handover;
 mod hurry;
+mod introspection;
 mod probes;
 mod requests;
 mod ticks;
@@ -36,6 +37,7 @@ use crate::credentials::{Digest, Kind, Scope};
 use crate::mapping::Usage;
 use crate::moment::Moment;
 use crate::service_management::{Identification, Right, ServiceAccess};
+use crate::tokens::TokenDigest;
 use crate::usage::{Candidate, Settings, TICK_MILLISECONDS, UrgentCalls, tick};
 use std::collections::HashMap;
 
@@ -89,6 +91,11 @@ enum Call {
     Keys {
         source: usize,
         document: bool,
+    },
+    /// What a key manager says of an opaque token.
+    Introspection {
+        service: usize,
+        digest: TokenDigest,
     },
     /// Usage of requests that had no record.
     Uncached {

@@ -118,13 +118,23 @@ impl Root {
                 }
                 (None, _) => None,
             };
-            verified = match checked {
-                Some(Checked::Good(verified)) => Some(verified),
-                Some(Checked::Refused(reply)) => return Err(at_work.refused(reply)),
-                Some(Checked::Await(source)) => {
+            verified = match (checked, &found) {
+                (Some(Checked::Good(verified)), _) => Some(verified),
+                (Some(Checked::Refused(reply)), _) => return Err(at_work.refused(reply)),
+                (Some(Checked::Await(source)), _) => {
                     return self.await_keys(stream_id, index, source, shared, now);
                 }
-                None => None,
+                (Some(Checked::Ask(asked)), Found::Token(token)) => {
+                    let stream = (index, stream_id);
+                    match tokens.ask(asked, token, stream, &mut self.calls, shared, now) {
+                        Ok(Some(verified)) => Some(verified),
+                        Ok(None) => return Ok(Action::Pause),
+                        Err(reply) => return Err(at_work.refused(reply)),
+                    }
+                }
+                // Only of a token is there something to ask.
+                (Some(Checked::Ask(_)), _) => return Err(at_work.refused(Reply::NoToken)),
+                (None, _) => None,
             };
         }
         let credential = match found {

@@ -82,6 +82,7 @@ impl Root {
         self.work(shared, now);
         self.refresh(shared, now);
         self.look_after_keys(shared, now);
+        self.look_after_inquiries(shared, now);
         self.hurry(shared, now);
         self.sweep(shared, now);
     }

@@ -6,6 +6,8 @@
 //! is not known yet is paused while keys are fetched, and then decided from its beginning.
 
 use super::at_work::AtWork;
+use super::introspection::{IntrospectionAtWork, ToAsk};
+use super::under_way::UnderWay;
 use super::{Call, Root, milliseconds};
 use crate::authorization::{Joined, Landing};
 use crate::config::Service;
@@ -42,6 +44,8 @@ pub(super) struct TokensAtWork {
     sources: Vec<Option<usize>>,
     /// Of each issuer, the edition of the keys that the cache goes by.
     editions: Vec<u64>,
+    /// Where it has opaque tokens.
+    pub(super) introspection: Option<Box<IntrospectionAtWork>>,
 }
 
 /// Where keys are fetched, and who waits for them.
@@ -87,6 +91,8 @@ pub(super) enum Checked {
     Refused(Reply),
     /// It may be of a key of that source which is not known yet.
     Await(usize),
+    /// Its key manager is to be asked.
+    Ask(ToAsk),
 }
 
 /// What is counted of tokens: `wasmcustom.tollgate.<service id>.<counter>`.
@@ -139,6 +145,7 @@ impl TokensAtWork {
             stats: TokenStats::define(service),
             editions: vec![0; sources.len()],
             sources,
+            introspection: None,
         }
     }
 
@@ -152,6 +159,14 @@ impl TokensAtWork {
         now: Moment,
     ) -> Checked {
         let digest = self.cache.digest(token);
+        if let Some(introspection) = &mut self.introspection
+            && introspection.takes(token)
+        {
+            return match introspection.check(digest, now) {
+                Checked::Refused(Reply::InvalidToken(flaw)) => self.invalid(flaw),
+                other => other,
+            };
+        }
         match self.cache.look_up(digest, now.seconds(), now.monotonic) {
             Remembered::Verified(verified) => return Checked::Good(verified),
             Remembered::Refused(flaw) => return self.invalid(flaw),
@@ -178,6 +193,28 @@ impl TokensAtWork {
             }
             Err(other) => other,
         }
+    }
+
+    /// Asks about a token. `Some`: its request goes on with that; `None`: it waits.
+    pub fn ask(
+        &mut self,
+        asked: ToAsk,
+        token: &[u8],
+        stream: (usize, u32),
+        calls: &mut UnderWay,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<Option<Rc<Verified>>, Reply> {
+        let Some(introspection) = &mut self.introspection else {
+            return Err(Reply::KeysUnavailable);
+        };
+        let known = introspection.ask(asked, token, stream, calls, shared, now);
+        match known {
+            Err(Reply::InvalidToken(_)) => self.stats.add(TokenCounter::Invalid, 1),
+            Err(Reply::OverPace) => self.stats.add(TokenCounter::OverPace, 1),
+            _ => {}
+        }
+        known
     }
 
     /// A token that is not valid.
@@ -345,12 +382,9 @@ pub(super) fn set_up(services: &mut [AtWork], shared: &mut Shared) -> Issuers {
         // The offer is random as well, and no other use is made of it in this way.
         let key = abi::random_bytes().unwrap_or(shared.offer);
         let id = &at_work.service.id;
-        at_work.tokens = Some(Box::new(TokensAtWork::new(
-            &tokens.policy,
-            id,
-            sources,
-            key,
-        )));
+        let mut at_work_tokens = TokensAtWork::new(&tokens.policy, id, sources, key);
+        at_work_tokens.introspection = IntrospectionAtWork::wanted(&at_work.service, tokens);
+        at_work.tokens = Some(Box::new(at_work_tokens));
     }
     issuers
 }
@@ -586,7 +620,13 @@ impl Root {
     }
 
     /// Decides about the request of the effective context, which has waited, from its beginning.
-    fn resume(&mut self, stream_id: u32, service: usize, shared: &mut Shared, now: Moment) {
+    pub(super) fn resume(
+        &mut self,
+        stream_id: u32,
+        service: usize,
+        shared: &mut Shared,
+        now: Moment,
+    ) {
         let Ok(bytes) = abi::header_map(MapType::RequestHeaders) else {
             Reply::Contended.send(self.replies(service), false, None, now);
             return;

@@ -45,7 +45,7 @@ const fn unawaited(call: &Call) -> usize {
     match call {
         Call::Authorize(_) => 0,
         // Of another cluster.
-        Call::Keys { .. } => 0,
+        Call::Keys { .. } | Call::Introspection { .. } => 0,
         Call::Refresh { .. } | Call::Report { .. } | Call::Probe { .. } | Call::Uncached { .. } => {
             1
         }

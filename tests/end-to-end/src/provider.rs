@@ -86,6 +86,33 @@ impl Provider {
         Ok(token.with_context(|| body.to_string())?.to_owned())
     }
 
+    /// Takes back a token of this client (RFC 7009).
+    pub async fn revoke(&self, client: &str, token: &str) -> Result<()> {
+        let reply = self.about(client, "revocation", token).await?;
+        ensure!(reply.status().is_success(), "{}", reply.status());
+        Ok(())
+    }
+
+    /// Whether it says that a token is active (RFC 7662).
+    pub async fn introspect(&self, token: &str) -> Result<bool> {
+        let reply = self.about("gateway", "introspection", token).await?;
+        let body: Value = serde_json::from_slice(&reply.bytes().await?)?;
+        body["active"].as_bool().context("no answer")
+    }
+
+    async fn about(&self, client: &str, what: &str, token: &str) -> Result<reqwest::Response> {
+        let form = form_urlencoded::Serializer::new(String::new())
+            .append_pair("token", token)
+            .finish();
+        let request = self
+            .http
+            .post(format!("{}/token/{what}", self.issuer))
+            .basic_auth(client, Some(format!("{client}-secret")))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(form);
+        Ok(request.send().await?)
+    }
+
     /// A token that only looks like one of the provider's.
     pub async fn forged(&self, kind: &str) -> Result<String> {
         self.control(&format!("forge?kind={kind}")).await

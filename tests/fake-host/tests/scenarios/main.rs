@@ -14,6 +14,7 @@ mod exact;
 mod flights;
 mod floods;
 mod flush;
+mod introspection;
 mod isolation;
 mod keys;
 mod limits;
