@@ -27,6 +27,9 @@ const EAGER_SETTLING: u64 = 200;
 const MOST_FOLLOWED: usize = 2_000;
 /// When somebody else asks about a slot, or has asked, it is begun again after so long.
 const ELSEWHERE: u64 = 1_000;
+/// Who did not look for so long knows nothing, and looks before it reports: that need not
+/// wait for a report to settle.
+const LONG_UNSEEN: u64 = 10_000;
 /// A step of a slot that takes longer than this is begun again (milliseconds).
 const LONGEST_STEP: u64 = 15_000;
 
@@ -64,6 +67,11 @@ impl UrgentCalls {
 enum Stage {
     /// To be reported, if anything is pending.
     Noticed,
+    /// To be looked at before anything is reported.
+    Unseen {
+        /// Since when.
+        since: u64,
+    },
     /// Reported, or had nothing to report: to be looked at once that has settled.
     Reported {
         /// When it was handed to the flush.
@@ -110,6 +118,7 @@ struct Seen {
     pending: bool,
     in_flight: bool,
     acknowledged_at: u64,
+    fetched_at: u64,
 }
 
 impl Urgent {
@@ -177,15 +186,23 @@ impl Urgent {
             let Ok(Some(Some(seen))) = seen else {
                 return false;
             };
+            let settled = !seen.in_flight
+                && now.monotonic > seen.acknowledged_at.saturating_add(settled_after);
+            let unseen = now.monotonic > seen.fetched_at.saturating_add(LONG_UNSEEN);
             match *stage {
                 Stage::Noticed if seen.in_flight => {}
+                Stage::Noticed if self.strict && settled && unseen => {
+                    *stage = Stage::Unseen {
+                        since: now.monotonic,
+                    };
+                }
                 Stage::Noticed if seen.pending => report.push((seen.left, *slot)),
                 Stage::Noticed => {
                     *stage = Stage::Reported {
                         since: now.monotonic,
                     };
                 }
-                Stage::Reported { since } | Stage::Asked { since }
+                Stage::Reported { since } | Stage::Asked { since } | Stage::Unseen { since }
                     if since.saturating_add(LONGEST_STEP) < now.monotonic =>
                 {
                     *stage = Stage::Noticed;
@@ -193,12 +210,12 @@ impl Urgent {
                 Stage::Elsewhere { since } if since.saturating_add(ELSEWHERE) < now.monotonic => {
                     *stage = Stage::Noticed;
                 }
-                Stage::Reported { .. } | Stage::Asked { .. } | Stage::Elsewhere { .. } => {}
+                Stage::Reported { .. }
+                | Stage::Asked { .. }
+                | Stage::Unseen { .. }
+                | Stage::Elsewhere { .. } => {}
             }
-            if matches!(stage, Stage::Reported { .. })
-                && !seen.in_flight
-                && now.monotonic > seen.acknowledged_at.saturating_add(settled_after)
-            {
+            if settled && matches!(stage, Stage::Reported { .. } | Stage::Unseen { .. }) {
                 ask.push((seen.left, *slot));
             }
             true
@@ -318,6 +335,7 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
         pending: record.has_pending(),
         in_flight: record.batch != 0,
         acknowledged_at: record.acknowledged_at,
+        fetched_at: record.fetched_at,
     })
 }
 
