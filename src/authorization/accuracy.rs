@@ -394,6 +394,53 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_late_into_a_window_that_is_used_up_each_time_is_granted_little() {
+        let mut record = record(STRICT, 1_200);
+        let mut admitted = 0;
+        while admit(&mut record, 1, at(60_000 + 20_000)).is_ok() {
+            admitted += 1;
+        }
+        // 1,200 / 64 / 4.
+        assert_eq!(admitted, 4);
+        assert!(record.take_urgent(), "and looks at once");
+    }
+
+    #[test]
+    fn who_comes_late_where_little_was_used_is_granted_nearly_what_was_left() {
+        // 10 in 50 seconds are taken for 32 in 20.
+        let mut record = record(STRICT, 0);
+        look(&mut record, STRICT, 10, at(50_000));
+        let mut admitted = 0;
+        while admit(&mut record, 1, at(60_000 + 20_000)).is_ok() {
+            admitted += 1;
+        }
+        assert!((90..100).contains(&admitted), "{admitted}");
+    }
+
+    #[test]
+    fn who_comes_back_is_granted_the_less_the_longer_it_did_not_look_but_a_request() {
+        let grants = [11_000, 13_000, 59_000].map(|now| {
+            let mut record = record(STRICT, 0);
+            look(&mut record, STRICT, 100, at(10_000));
+            let mut admitted = 0;
+            while admit(&mut record, 1, at(now)).is_ok() {
+                admitted += 1;
+            }
+            admitted
+        });
+        assert!(grants[0] > grants[1] && grants[1] > grants[2], "{grants:?}");
+        assert_eq!(grants[2], 4);
+        let mut small = Record::vacant();
+        let answer = known(vec![limit("hits", Period::Minute, 12, 12, at(0))]);
+        small
+            .refresh(&answer, &metrics(false), at(0), 60_000, 0)
+            .unwrap();
+        small.renew_grants(&answer, STRICT, at(0));
+        assert_eq!(admit(&mut small, 1, at(100_000)), Ok(()));
+        assert_eq!(admit(&mut small, 1, at(100_000)), Err(Refusal::Early));
+    }
+
+    #[test]
     fn a_gateway_that_has_all_the_traffic_is_granted_more_of_it() {
         let mut record = record(STRICT, 0);
         let mut granted = Vec::new();

@@ -342,7 +342,7 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authorization::testing::{at as moment, known, limit, metrics};
+    use crate::authorization::testing::{at as moment, known, limit, metrics, usage};
     use crate::authorization::{Identity, KeyRule, Lifetimes, Period, Referrer, Shown};
     use crate::credentials::{Digest, Kind};
     use crate::shared_data::memory::Memory;
@@ -372,8 +372,21 @@ mod tests {
         assert!(Urgent::wanted(1, Accuracy::Exact).is_none());
     }
 
-    #[test]
-    fn a_slot_that_another_asks_about_is_not_held_and_is_begun_again_after_a_second() {
+    const ALICE: Identity<'_> = Identity {
+        digest: Digest([1; 16]),
+        scope: 1,
+        kind: Kind::UserKey,
+        value: b"alice",
+        shown: Shown {
+            rule: KeyRule::IfAny,
+            app_key: None,
+            referrer: Referrer::Ignored,
+        },
+        tells: false,
+    };
+
+    /// One application with a limit of 100 hits a day, 50 of which are used, and its slot.
+    fn known_one() -> (Memory, Applications, Slot) {
         let data = Memory::default();
         let mut applications = Applications::open(&data, 8);
         let lifetimes = Lifetimes {
@@ -382,28 +395,9 @@ mod tests {
             stale_if_error: 60_000,
             accuracy: STRICT,
         };
-        let identity = Identity {
-            digest: Digest([1; 16]),
-            scope: 1,
-            kind: Kind::UserKey,
-            value: b"alice",
-            shown: Shown {
-                rule: KeyRule::IfAny,
-                app_key: None,
-                referrer: Referrer::Ignored,
-            },
-            tells: false,
-        };
         let plan = known(vec![limit("hits", Period::Day, 100, 50, moment(0))]);
         applications
-            .learn(
-                &data,
-                &identity,
-                &plan,
-                &metrics(false),
-                moment(0),
-                &lifetimes,
-            )
+            .learn(&data, &ALICE, &plan, &metrics(false), moment(0), &lifetimes)
             .unwrap();
         let slot = (0..applications.slots()).map(Slot).find(|slot| {
             let found = applications
@@ -411,7 +405,12 @@ mod tests {
                 .change_slot(&data, *slot, |_| Some(Change::Keep(())));
             found == Ok(Some(()))
         });
-        let slot = slot.unwrap();
+        (data, applications, slot.unwrap())
+    }
+
+    #[test]
+    fn a_slot_that_another_asks_about_is_not_held_and_is_begun_again_after_a_second() {
+        let (data, mut applications, slot) = known_one();
         let mut urgent = Urgent::wanted(1, STRICT).unwrap();
         let asked = Stage::Asked {
             since: moment(5_000).monotonic,
@@ -430,6 +429,35 @@ mod tests {
         let asked: Vec<_> = [5_500, 6_000, 6_100, 6_200].map(&mut asks).to_vec();
         assert_eq!(asked.iter().filter(|asks| **asks).count(), 1, "{asked:?}");
         assert!(!asked[0] && !asked[1], "{asked:?}");
+    }
+
+    #[test]
+    fn who_has_not_looked_for_long_looks_before_it_reports_and_keeps_nothing_from_being_reported() {
+        for (now, asks) in [(5_000, false), (30_000, true)] {
+            let (data, mut applications, slot) = known_one();
+            let metrics = metrics(false);
+            let hits = usage(&metrics, &[("hits", 7)]);
+            applications
+                .decide(&data, &ALICE, &hits, &metrics, moment(now))
+                .unwrap();
+            let mut urgent = Urgent::wanted(1, STRICT).unwrap();
+            let mut next = |milliseconds, urgent: &mut Urgent, calls: &mut UrgentCalls| {
+                let now = moment(now + milliseconds);
+                urgent.next(&data, &mut applications, now, 9, calls)
+            };
+            // Nothing may be asked yet.
+            let mut spent = UrgentCalls { full_at: u64::MAX };
+            assert_eq!(next(0, &mut urgent, &mut spent), Due::default());
+            assert!(urgent.held().is_empty());
+            let mut calls = UrgentCalls::default();
+            let due = next(100, &mut urgent, &mut calls);
+            let slots = vec![slot];
+            let expected = match asks {
+                true => (vec![], slots),
+                false => (slots, vec![]),
+            };
+            assert_eq!((due.report, due.ask), expected, "{now}");
+        }
     }
 
     #[test]

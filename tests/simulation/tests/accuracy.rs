@@ -65,7 +65,12 @@ fn a_load_on_few_of_the_gateways_is_kept_within_the_limit_and_may_use_all_of_it(
 
 #[test]
 fn a_load_that_moves_from_gateway_to_gateway_is_kept_within_two_percent_however_often_it_does() {
-    for (every, rate) in [(2_000, 200.0), (5_000, 200.0), (20_000, 200.0), (20_000, 60.0)] {
+    for (every, rate) in [
+        (2_000, 200.0),
+        (5_000, 200.0),
+        (20_000, 200.0),
+        (20_000, 60.0),
+    ] {
         for (gateways, lag) in [(4, 50), (16, 50), (4, 500), (16, 500)] {
             let figures = run(Setup {
                 gateways,

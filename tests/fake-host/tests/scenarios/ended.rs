@@ -105,7 +105,10 @@ fn every_way_out_of_waiting_frees_the_place() {
         }
         worker.tick();
         for call in worker.calls() {
-            worker.answer(call.token, denied("application_not_active").at(envoy.wall_ms()));
+            worker.answer(
+                call.token,
+                denied("application_not_active").at(envoy.wall_ms()),
+            );
         }
     };
     // Answered, here and by the other worker; some had ended.

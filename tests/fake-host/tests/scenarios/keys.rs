@@ -448,7 +448,14 @@ fn while_nobody_answers_a_key_in_use_is_asked_about_behind_and_still_goes_on() {
     envoy.advance(seconds(50));
     for _ in 0..3 {
         get_with(&worker, "app", "k0").forwarded();
-        assert!(worker.calls().iter().filter(|call| !is_report(call)).count() <= 1);
+        assert!(
+            worker
+                .calls()
+                .iter()
+                .filter(|call| !is_report(call))
+                .count()
+                <= 1
+        );
     }
     worker.answer_all(|_| error(500, ""));
     get_with(&worker, "app", "k0").forwarded();
