@@ -19,7 +19,10 @@ const WAYS: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acceptance {
     /// Decide on it.
-    Fresh,
+    Fresh {
+        /// Until then (monotonic milliseconds).
+        until: u64,
+    },
     /// Ask, and if nobody answers decide on it.
     Stale,
 }
@@ -70,7 +73,9 @@ impl Accepted {
             .flatten()
             .find(|entry| entry.digest == digest)?;
         if now.monotonic < entry.fresh_until {
-            Some(Acceptance::Fresh)
+            Some(Acceptance::Fresh {
+                until: entry.fresh_until,
+            })
         } else if now.monotonic < entry.stale_until {
             Some(Acceptance::Stale)
         } else {
@@ -175,7 +180,7 @@ mod tests {
         let mut accepted = Accepted::new(8);
         accepted.remember(&data, digest(1), at(0), 10, 5);
         let mut find = |number, now| accepted.find(&data, digest(number), at(now));
-        assert_eq!(find(1, 9), Some(Acceptance::Fresh));
+        assert_eq!(find(1, 9), Some(Acceptance::Fresh { until: 10 }));
         assert_eq!(find(1, 10), Some(Acceptance::Stale));
         assert_eq!(find(1, 15), None);
         assert_eq!(find(2, 0), None);

@@ -27,6 +27,13 @@ const TELLING: u64 = 16;
 /// So much of the effective share is the same for all gateways: one in so many. What
 /// makes one that had no traffic able to begin.
 const EVEN: u32 = 4;
+/// While this gateway did not look, the others are taken to have used a limit so many times
+/// as fast as it was used on the whole until then: its use comes in bursts.
+const HURRY: u128 = 8;
+/// The part of a limit that all gateways together may admit unseen where by that nothing may
+/// be left: one in so many. At least a request each, or one that has little traffic of an
+/// application would refuse most of it.
+const WAKING: u64 = 64;
 
 /// How a limit is kept that other gateways use, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,25 +106,59 @@ impl Grant {
         self.give(known, luck);
     }
 
-    /// The next window is open, in which nothing was admitted.
-    pub fn roll(&mut self, maximum: u64, luck: u64) {
-        if self.is_strict() {
-            self.until = 0;
-        }
-        let known = Known {
+    /// The next window is open, in which nothing was admitted here, and this by others.
+    pub fn roll(&mut self, maximum: u64, unseen: u64, luck: u64) {
+        let mut known = Known {
             maximum,
             used: 0,
             own: 0,
             sent: 0,
             counted: 0,
         };
-        self.give(&known, luck);
+        if self.is_strict() {
+            self.until = 0;
+            let floor = self.floor(&known, luck);
+            known.used = unseen;
+            self.give(&known, luck);
+            self.raise(floor, 0);
+        } else {
+            self.give(&known, luck);
+        }
     }
 
     /// Whether the limit is bounded by grants.
     #[must_use]
     pub const fn is_strict(&self) -> bool {
         self.until != u64::MAX
+    }
+
+    /// What the others may have used since this gateway looked last, `since` milliseconds ago
+    /// or when the window began. What is known to be used, or `own` if nobody looked, was used
+    /// within `over` milliseconds.
+    #[must_use]
+    pub fn unseen(&self, used: u64, own: Option<u64>, over: u64, since: u64) -> u64 {
+        let used = used.max(own.map_or(0, |own| self.expected(own)));
+        let unseen = u128::from(used)
+            .saturating_mul(u128::from(since))
+            .saturating_mul(HURRY)
+            .checked_div(u128::from(over.max(1_000)));
+        u64::try_from(unseen.unwrap_or(0)).unwrap_or(u64::MAX)
+    }
+
+    /// What may be admitted although nothing may be left; never more than if all were left.
+    fn floor(&self, known: &Known, luck: u64) -> u64 {
+        let headroom = known.maximum.saturating_sub(known.used);
+        let all = WAKING.saturating_mul(u64::from(self.gateways));
+        let waking = known.maximum.checked_div(all).unwrap_or(0).max(1);
+        self.part(headroom, GRANTS_OF_HEADROOM, luck).min(waking)
+    }
+
+    fn raise(&mut self, floor: u64, own: u64) {
+        let until = own.saturating_add(floor);
+        if self.until < until {
+            self.until = until;
+            self.urgent_at = own.saturating_add((floor / 2).max(1));
+        }
     }
 
     fn give(&mut self, known: &Known, luck: u64) {
@@ -193,13 +234,15 @@ impl Grant {
     }
 
     /// Nothing was admitted here for a while. What the others did meanwhile is not known:
-    /// from now on no more than an even part of what was left.
-    pub fn idle(&mut self, known: &Known, luck: u64) {
+    /// from now on no more than an even part of what may be left if they used `unseen`.
+    pub fn idle(&mut self, known: &Known, unseen: u64, luck: u64) {
         let even = WHOLE.checked_div(self.gateways).unwrap_or(WHOLE);
         self.share = self.share.min(even);
         if self.is_strict() {
-            let headroom = known.maximum.saturating_sub(known.used);
-            let part = self.part(headroom, GRANTS_OF_HEADROOM, luck);
+            let floor = self.floor(known, luck);
+            let used = known.used.saturating_add(unseen);
+            let headroom = known.maximum.saturating_sub(used);
+            let part = self.part(headroom, GRANTS_OF_HEADROOM, luck).max(floor);
             self.until = self.until.min(known.own.saturating_add(part));
             self.urgent_at = self
                 .urgent_at
@@ -348,6 +391,53 @@ mod tests {
             assert_eq!(admit(&mut record, 1, at(60_000)), Ok(()));
         }
         assert_eq!(admit(&mut record, 1, at(60_000)), Err(Refusal::Early));
+    }
+
+    #[test]
+    fn who_comes_late_into_a_window_that_is_used_up_each_time_is_granted_little() {
+        let mut record = record(STRICT, 1_200);
+        let mut admitted = 0;
+        while admit(&mut record, 1, at(60_000 + 20_000)).is_ok() {
+            admitted += 1;
+        }
+        // 1,200 / 64 / 4.
+        assert_eq!(admitted, 4);
+        assert!(record.take_urgent(), "and looks at once");
+    }
+
+    #[test]
+    fn who_comes_late_where_little_was_used_is_granted_nearly_what_was_left() {
+        // 10 in 50 seconds are taken for 32 in 20.
+        let mut record = record(STRICT, 0);
+        look(&mut record, STRICT, 10, at(50_000));
+        let mut admitted = 0;
+        while admit(&mut record, 1, at(60_000 + 20_000)).is_ok() {
+            admitted += 1;
+        }
+        assert!((90..100).contains(&admitted), "{admitted}");
+    }
+
+    #[test]
+    fn who_comes_back_is_granted_the_less_the_longer_it_did_not_look_but_a_request() {
+        let grants = [11_000, 13_000, 59_000].map(|now| {
+            let mut record = record(STRICT, 0);
+            look(&mut record, STRICT, 100, at(10_000));
+            let mut admitted = 0;
+            while admit(&mut record, 1, at(now)).is_ok() {
+                admitted += 1;
+            }
+            admitted
+        });
+        assert!(grants[0] > grants[1] && grants[1] > grants[2], "{grants:?}");
+        assert_eq!(grants[2], 4);
+        let mut small = Record::vacant();
+        let answer = known(vec![limit("hits", Period::Minute, 12, 12, at(0))]);
+        small
+            .refresh(&answer, &metrics(false), at(0), 60_000, 0)
+            .unwrap();
+        small.renew_grants(&answer, STRICT, at(0));
+        assert_eq!(admit(&mut small, 1, at(100_000)), Ok(()));
+        assert_eq!(admit(&mut small, 1, at(100_000)), Err(Refusal::Early));
     }
 
     #[test]

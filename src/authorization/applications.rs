@@ -102,6 +102,7 @@ pub struct Applications {
     accepted: Accepted,
     cold: ColdValues,
     quota: Option<Quota>,
+    acceptance_ends: u64,
 }
 
 impl Applications {
@@ -113,6 +114,7 @@ impl Applications {
             accepted: Accepted::new(capacity),
             cold: ColdValues::default(),
             quota: None,
+            acceptance_ends: u64::MAX,
         }
     }
 
@@ -120,6 +122,14 @@ impl Applications {
     /// matters most, if one does and the caller is told at all.
     pub const fn take_quota(&mut self) -> Option<Quota> {
         self.quota.take()
+    }
+
+    /// Until when the key and the referrer may be relied on that the last decision was about
+    /// (monotonic milliseconds), as far as the record does not tell: `u64::MAX` where it does.
+    /// From then on whoever shows them is asked about first.
+    #[must_use]
+    pub const fn acceptance_ends(&self) -> u64 {
+        self.acceptance_ends
     }
 
     /// The slots, for the flush and the refresh.
@@ -175,6 +185,7 @@ impl Applications {
         may_ask: bool,
     ) -> Result<Verdict, TableError> {
         self.quota = None;
+        self.acceptance_ends = u64::MAX;
         let Identity { digest, shown, .. } = *application;
         if !self.table.has_hint(digest)
             && let Some(denial) = self.strangers.find(data, digest, now)
@@ -414,6 +425,7 @@ impl Applications {
             strangers: &mut self.strangers,
             now,
             may_ask,
+            ends: &mut self.acceptance_ends,
         }
     }
 

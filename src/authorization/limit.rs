@@ -63,11 +63,14 @@ impl Limit {
     }
 
     /// Opens the next window if this one has ended. Nobody waits for the backend to
-    /// do so, and no refusal outlives its window.
-    pub fn roll(&mut self, now: Moment, luck: u64) {
+    /// do so, and no refusal outlives its window. `looked`: as for [`Self::unseen`].
+    pub fn roll(&mut self, now: Moment, looked: u64, luck: u64) {
         if now.seconds() >= self.window.end {
+            let window = self.period.window_at(now.seconds());
+            let late = now.wall.saturating_sub(milliseconds(window.start));
+            let unseen = self.unseen(now, looked, late);
             *self = Self {
-                window: self.period.window_at(now.seconds()),
+                window,
                 own: 0,
                 sent: 0,
                 foreign: 0,
@@ -75,9 +78,27 @@ impl Limit {
                 ..*self
             };
             if let Some(grant) = &mut self.grant {
-                grant.roll(self.maximum, luck);
+                grant.roll(self.maximum, unseen, luck);
             }
         }
+    }
+
+    /// What other gateways may have used in the last `since` milliseconds, in which nobody here
+    /// saw it, by what they did in this window before. `looked` is when the backend was last
+    /// asked (Unix milliseconds).
+    #[must_use]
+    pub fn unseen(&self, now: Moment, looked: u64, since: u64) -> u64 {
+        let Some(grant) = &self.grant else {
+            return 0;
+        };
+        let start = milliseconds(self.window.start);
+        let until = if looked > start { looked } else { now.wall };
+        let over = until
+            .min(milliseconds(self.window.end))
+            .saturating_sub(start);
+        let used = self.own.saturating_add(self.foreign);
+        let own = (looked <= start).then_some(self.own);
+        grant.unseen(used, own, over, since)
     }
 
     /// The limit as the backend reports it now. Of the backend's count at most
@@ -102,4 +123,8 @@ impl Limit {
             ..*self
         }
     }
+}
+
+const fn milliseconds(seconds: u64) -> u64 {
+    seconds.saturating_mul(1_000)
 }

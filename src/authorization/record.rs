@@ -487,7 +487,11 @@ impl Record {
     /// Grants that nobody used for a while are worth less: the others went on.
     fn age_grants(&mut self, now: Moment) {
         let luck = self.luck(now.monotonic);
+        let looked = self.looked(now);
         for limit in &mut self.limits {
+            let begun = limit.window.start.saturating_mul(1_000);
+            let since = now.wall.saturating_sub(looked.max(begun));
+            let unseen = limit.unseen(now, looked, since);
             if let Some(grant) = &mut limit.grant {
                 let known = Known {
                     maximum: limit.maximum,
@@ -496,7 +500,7 @@ impl Record {
                     sent: limit.sent,
                     counted: 0,
                 };
-                grant.idle(&known, luck);
+                grant.idle(&known, unseen, luck);
             }
         }
     }
@@ -543,9 +547,17 @@ impl Record {
             return;
         }
         let luck = self.luck(now.seconds());
+        let looked = self.looked(now);
         for limit in &mut self.limits {
-            limit.roll(now, luck);
+            limit.roll(now, looked, luck);
         }
+    }
+
+    /// When service management was last heard of it, by the wall clock as it goes now (Unix
+    /// milliseconds).
+    const fn looked(&self, now: Moment) -> u64 {
+        now.wall
+            .saturating_sub(now.monotonic.saturating_sub(self.fetched_at))
     }
 
     /// The index of a name, which is added if there is room.

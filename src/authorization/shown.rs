@@ -164,13 +164,19 @@ pub(super) struct Memory<'a> {
     pub now: Moment,
     /// Whether somebody may be asked: what is stale is then not enough.
     pub may_ask: bool,
+    /// Until when what was found may be relied on (monotonic milliseconds): the least so far.
+    pub ends: &'a mut u64,
 }
 
 impl Memory<'_> {
     /// How what has this digest stands.
     pub fn find(&mut self, data: &impl SharedData, digest: Digest) -> Remembered {
         match (self.accepted.find(data, digest, self.now), self.may_ask) {
-            (Some(Acceptance::Fresh), _) | (Some(Acceptance::Stale), false) => Remembered::Accepted,
+            (Some(Acceptance::Fresh { until }), _) => {
+                *self.ends = until.min(*self.ends);
+                Remembered::Accepted
+            }
+            (Some(Acceptance::Stale), false) => Remembered::Accepted,
             (Some(Acceptance::Stale) | None, _) => self
                 .strangers
                 .find(data, digest, self.now)

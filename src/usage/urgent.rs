@@ -27,6 +27,9 @@ const EAGER_SETTLING: u64 = 200;
 const MOST_FOLLOWED: usize = 2_000;
 /// When somebody else asks about a slot, or has asked, it is begun again after so long.
 const ELSEWHERE: u64 = 1_000;
+/// Who did not look for so long knows nothing, and looks before it reports: that need not
+/// wait for a report to settle.
+const LONG_UNSEEN: u64 = 10_000;
 /// A step of a slot that takes longer than this is begun again (milliseconds).
 const LONGEST_STEP: u64 = 15_000;
 
@@ -64,6 +67,11 @@ impl UrgentCalls {
 enum Stage {
     /// To be reported, if anything is pending.
     Noticed,
+    /// To be looked at before anything is reported.
+    Unseen {
+        /// Since when.
+        since: u64,
+    },
     /// Reported, or had nothing to report: to be looked at once that has settled.
     Reported {
         /// When it was handed to the flush.
@@ -110,6 +118,7 @@ struct Seen {
     pending: bool,
     in_flight: bool,
     acknowledged_at: u64,
+    fetched_at: u64,
 }
 
 impl Urgent {
@@ -177,15 +186,23 @@ impl Urgent {
             let Ok(Some(Some(seen))) = seen else {
                 return false;
             };
+            let settled = !seen.in_flight
+                && now.monotonic > seen.acknowledged_at.saturating_add(settled_after);
+            let unseen = now.monotonic > seen.fetched_at.saturating_add(LONG_UNSEEN);
             match *stage {
                 Stage::Noticed if seen.in_flight => {}
+                Stage::Noticed if self.strict && settled && unseen => {
+                    *stage = Stage::Unseen {
+                        since: now.monotonic,
+                    };
+                }
                 Stage::Noticed if seen.pending => report.push((seen.left, *slot)),
                 Stage::Noticed => {
                     *stage = Stage::Reported {
                         since: now.monotonic,
                     };
                 }
-                Stage::Reported { since } | Stage::Asked { since }
+                Stage::Reported { since } | Stage::Asked { since } | Stage::Unseen { since }
                     if since.saturating_add(LONGEST_STEP) < now.monotonic =>
                 {
                     *stage = Stage::Noticed;
@@ -193,12 +210,12 @@ impl Urgent {
                 Stage::Elsewhere { since } if since.saturating_add(ELSEWHERE) < now.monotonic => {
                     *stage = Stage::Noticed;
                 }
-                Stage::Reported { .. } | Stage::Asked { .. } | Stage::Elsewhere { .. } => {}
+                Stage::Reported { .. }
+                | Stage::Asked { .. }
+                | Stage::Unseen { .. }
+                | Stage::Elsewhere { .. } => {}
             }
-            if matches!(stage, Stage::Reported { .. })
-                && !seen.in_flight
-                && now.monotonic > seen.acknowledged_at.saturating_add(settled_after)
-            {
+            if settled && matches!(stage, Stage::Reported { .. } | Stage::Unseen { .. }) {
                 ask.push((seen.left, *slot));
             }
             true
@@ -318,13 +335,14 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
         pending: record.has_pending(),
         in_flight: record.batch != 0,
         acknowledged_at: record.acknowledged_at,
+        fetched_at: record.fetched_at,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authorization::testing::{at as moment, known, limit, metrics};
+    use crate::authorization::testing::{at as moment, known, limit, metrics, usage};
     use crate::authorization::{Identity, KeyRule, Lifetimes, Period, Referrer, Shown};
     use crate::credentials::{Digest, Kind};
     use crate::shared_data::memory::Memory;
@@ -354,8 +372,21 @@ mod tests {
         assert!(Urgent::wanted(1, Accuracy::Exact).is_none());
     }
 
-    #[test]
-    fn a_slot_that_another_asks_about_is_not_held_and_is_begun_again_after_a_second() {
+    const ALICE: Identity<'_> = Identity {
+        digest: Digest([1; 16]),
+        scope: 1,
+        kind: Kind::UserKey,
+        value: b"alice",
+        shown: Shown {
+            rule: KeyRule::IfAny,
+            app_key: None,
+            referrer: Referrer::Ignored,
+        },
+        tells: false,
+    };
+
+    /// One application with a limit of 100 hits a day, 50 of which are used, and its slot.
+    fn known_one() -> (Memory, Applications, Slot) {
         let data = Memory::default();
         let mut applications = Applications::open(&data, 8);
         let lifetimes = Lifetimes {
@@ -364,28 +395,9 @@ mod tests {
             stale_if_error: 60_000,
             accuracy: STRICT,
         };
-        let identity = Identity {
-            digest: Digest([1; 16]),
-            scope: 1,
-            kind: Kind::UserKey,
-            value: b"alice",
-            shown: Shown {
-                rule: KeyRule::IfAny,
-                app_key: None,
-                referrer: Referrer::Ignored,
-            },
-            tells: false,
-        };
         let plan = known(vec![limit("hits", Period::Day, 100, 50, moment(0))]);
         applications
-            .learn(
-                &data,
-                &identity,
-                &plan,
-                &metrics(false),
-                moment(0),
-                &lifetimes,
-            )
+            .learn(&data, &ALICE, &plan, &metrics(false), moment(0), &lifetimes)
             .unwrap();
         let slot = (0..applications.slots()).map(Slot).find(|slot| {
             let found = applications
@@ -393,7 +405,12 @@ mod tests {
                 .change_slot(&data, *slot, |_| Some(Change::Keep(())));
             found == Ok(Some(()))
         });
-        let slot = slot.unwrap();
+        (data, applications, slot.unwrap())
+    }
+
+    #[test]
+    fn a_slot_that_another_asks_about_is_not_held_and_is_begun_again_after_a_second() {
+        let (data, mut applications, slot) = known_one();
         let mut urgent = Urgent::wanted(1, STRICT).unwrap();
         let asked = Stage::Asked {
             since: moment(5_000).monotonic,
@@ -412,6 +429,35 @@ mod tests {
         let asked: Vec<_> = [5_500, 6_000, 6_100, 6_200].map(&mut asks).to_vec();
         assert_eq!(asked.iter().filter(|asks| **asks).count(), 1, "{asked:?}");
         assert!(!asked[0] && !asked[1], "{asked:?}");
+    }
+
+    #[test]
+    fn who_has_not_looked_for_long_looks_before_it_reports_and_keeps_nothing_from_being_reported() {
+        for (now, asks) in [(5_000, false), (30_000, true)] {
+            let (data, mut applications, slot) = known_one();
+            let metrics = metrics(false);
+            let hits = usage(&metrics, &[("hits", 7)]);
+            applications
+                .decide(&data, &ALICE, &hits, &metrics, moment(now))
+                .unwrap();
+            let mut urgent = Urgent::wanted(1, STRICT).unwrap();
+            let mut next = |milliseconds, urgent: &mut Urgent, calls: &mut UrgentCalls| {
+                let now = moment(now + milliseconds);
+                urgent.next(&data, &mut applications, now, 9, calls)
+            };
+            // Nothing may be asked yet.
+            let mut spent = UrgentCalls { full_at: u64::MAX };
+            assert_eq!(next(0, &mut urgent, &mut spent), Due::default());
+            assert!(urgent.held().is_empty());
+            let mut calls = UrgentCalls::default();
+            let due = next(100, &mut urgent, &mut calls);
+            let slots = vec![slot];
+            let expected = match asks {
+                true => (vec![], slots),
+                false => (slots, vec![]),
+            };
+            assert_eq!((due.report, due.ask), expected, "{now}");
+        }
     }
 
     #[test]

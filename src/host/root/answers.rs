@@ -26,7 +26,7 @@ impl Root {
         };
         let answered = Answered::read();
         match call {
-            Call::Authorize(digest) => {
+            Call::Authorize(digest) | Call::Behind(digest) => {
                 self.answered_unknown(digest, &answered, shared, now);
             }
             Call::Refresh {

@@ -8,6 +8,7 @@
 mod answers;
 mod at_work;
 mod basis;
+mod behind;
 pub mod bodies;
 mod ended;
 mod flights;
@@ -71,6 +72,8 @@ struct Fetch {
 /// What a call was made for.
 enum Call {
     Authorize(Digest),
+    /// The same, but no request waits for it yet.
+    Behind(Digest),
     Refresh {
         service: usize,
         question: Question,

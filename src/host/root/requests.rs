@@ -1,5 +1,6 @@
 //! A request, from its headers to its decision or its pause.
 
+use super::behind::Behind;
 use super::gate::Shut;
 use super::tokens::{Checked, tell_claims};
 use super::{Call, Fetch, Root, Waiting, access, bodies, milliseconds};
@@ -194,6 +195,13 @@ impl Root {
                 at_work.admitted(stale);
                 if let Some(left) = shared.applications.take_quota() {
                     tell(&left, now);
+                }
+                let ends = shared.applications.acceptance_ends();
+                if ends != u64::MAX {
+                    let life = (ends, milliseconds(at_work.service.trust.ttl));
+                    if let Some(behind) = Behind::due(index, &identity, life, now) {
+                        self.ask_behind(behind, shared, now);
+                    }
                 }
                 Ok(Action::Continue)
             }

@@ -46,8 +46,10 @@ const fn unawaited(call: &Call) -> usize {
         Call::Authorize(_) => 0,
         // Of another cluster.
         Call::Keys { .. } | Call::Introspection { .. } => 0,
-        Call::Refresh { .. } | Call::Report { .. } | Call::Probe { .. } | Call::Uncached { .. } => {
-            1
-        }
+        Call::Behind(_)
+        | Call::Refresh { .. }
+        | Call::Report { .. }
+        | Call::Probe { .. }
+        | Call::Uncached { .. } => 1,
     }
 }

@@ -35,8 +35,11 @@ pub enum Load {
     Even,
     /// Half of it on the first, half of the rest on the second, and so on.
     Uneven,
-    /// All of it on one gateway, on another every 20 seconds.
-    Moving,
+    /// All of it on one gateway, and then on the next.
+    Moving {
+        /// For so many milliseconds.
+        every: u64,
+    },
 }
 
 /// What to simulate.
@@ -329,7 +332,7 @@ impl World {
                 }
                 gateway
             }
-            Load::Moving => (self.now / 20_000) as usize % count,
+            Load::Moving { every } => (self.now / every.max(1)) as usize % count,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tollgate_fake_host::{Outcome, StreamId, Worker, authorized};
+use tollgate_fake_host::{Outcome, StreamId, Worker, authorized, denied, error};
 
 use crate::support::*;
 
@@ -89,6 +89,64 @@ fn an_answer_is_kept_although_nobody_waits_any_more() {
     workers[0].answer(call.token, authorized().at(envoy.wall_ms()));
     workers[1].poll(other).forwarded();
     get(&workers[0], "alice").forwarded();
+    behaved(&envoy);
+}
+
+#[test]
+fn every_way_out_of_waiting_frees_the_place() {
+    let (envoy, workers) = gateway_of(2, &plain());
+    let [asks, waits] = &*workers else { panic!() };
+    let all_are_free = |worker: &Worker, round: &str| {
+        let streams = fill(|number| get(worker, &format!("{round}-{}", number % 3)));
+        assert_eq!(streams.len(), PLACES, "{round}");
+        is_overloaded(get(worker, "bob"));
+        for stream in streams {
+            worker.end_stream(stream);
+        }
+        worker.tick();
+        for call in worker.calls() {
+            worker.answer(
+                call.token,
+                denied("application_not_active").at(envoy.wall_ms()),
+            );
+        }
+    };
+    // Answered, here and by the other worker; some had ended.
+    let answers = [
+        ("admitted", authorized()),
+        ("refused", denied("application_not_active")),
+    ];
+    for (key, answer) in answers {
+        let mut streams = Vec::new();
+        for worker in [asks, waits] {
+            streams.push([0, 1, 2].map(|_| get(worker, key).paused()));
+        }
+        asks.end_stream(streams[0][0]);
+        waits.end_stream(streams[1][0]);
+        for call in asks.calls() {
+            asks.answer(call.token, answer.clone().at(envoy.wall_ms()));
+        }
+        assert!(waits.calls().is_empty());
+        for (worker, streams) in [(asks, &streams[0]), (waits, &streams[1])] {
+            for stream in &streams[1..] {
+                assert!(!matches!(worker.poll(*stream), Outcome::Paused(_)));
+            }
+        }
+        all_are_free(asks, &format!("{key}-here"));
+        all_are_free(waits, &format!("{key}-there"));
+    }
+    // Nobody answers: whoever waits takes the question over, and then gives up.
+    get(asks, "timed-out").paused();
+    let stream = get(waits, "timed-out").paused();
+    for _ in 0..30 {
+        envoy.advance(SECOND);
+        waits.tick();
+    }
+    for call in waits.calls() {
+        waits.answer(call.token, error(500, ""));
+    }
+    assert!(!matches!(waits.poll(stream), Outcome::Paused(_)));
+    all_are_free(waits, "timed-out-there");
     behaved(&envoy);
 }
 

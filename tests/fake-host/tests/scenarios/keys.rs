@@ -158,6 +158,13 @@ impl Application {
         self.settle(envoy, worker, outcome)
     }
 
+    /// A request with this key that must not wait, whatever it has asked behind it.
+    fn get_behind(&mut self, envoy: &FakeEnvoy, worker: &Worker, key: &str) -> Option<u32> {
+        let told = get_with(worker, "app", key).told();
+        self.serve(envoy, worker);
+        told
+    }
+
     fn settle(&mut self, envoy: &FakeEnvoy, worker: &Worker, outcome: Outcome) -> Option<u32> {
         if worker.calls().is_empty() {
             return outcome.told();
@@ -356,6 +363,123 @@ fn a_full_list_is_not_believed_to_be_whole_and_each_key_is_asked_about() {
 }
 
 #[test]
+fn keys_in_use_that_no_list_tells_of_are_asked_about_behind_their_traffic() {
+    let (envoy, worker) = gateway(&keyed(json!({})));
+    let mut backend = Application {
+        keys: (0..300).map(|number| format!("k{number}")).collect(),
+        ..Application::default()
+    };
+    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
+    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
+    for _ in 0..60 {
+        envoy.advance(seconds(5));
+        for key in ["k0", "k299"] {
+            get_with(&worker, "app", key).forwarded();
+            backend.serve(&envoy, &worker);
+        }
+        worker.tick();
+        backend.serve(&envoy, &worker);
+    }
+    // Five minutes: a question for each in 45 seconds, and one for the record.
+    assert!(backend.questions <= 3 * 7, "{}", backend.questions);
+    assert_eq!(backend.get(&envoy, &worker, "wrong"), Some(403));
+    behaved(&envoy);
+}
+
+#[test]
+fn a_key_that_was_revoked_is_refused_within_the_ttl_however_much_it_is_used() {
+    let (envoy, worker) = gateway(&keyed(json!({})));
+    let mut backend = Application {
+        keys: (0..300).map(|number| format!("k{number}")).collect(),
+        ..Application::default()
+    };
+    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
+    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
+    backend.keys.pop();
+    let mut refused_after = None;
+    for second in 1..=60 {
+        envoy.advance(seconds(1));
+        if refused_after.is_none() && backend.get_behind(&envoy, &worker, "k299").is_some() {
+            refused_after = Some(second);
+        }
+        // The other key, which is good, is asked about meanwhile.
+        assert_eq!(backend.get_behind(&envoy, &worker, "k0"), None);
+        worker.tick();
+        backend.serve(&envoy, &worker);
+    }
+    assert!(refused_after.is_some());
+    assert_eq!(backend.get(&envoy, &worker, "k299"), Some(403));
+    assert_eq!(backend.get_behind(&envoy, &worker, "k0"), None);
+    behaved(&envoy);
+}
+
+#[test]
+fn a_key_that_is_asked_about_behind_serves_no_other_key() {
+    let (envoy, worker) = gateway(&keyed(json!({})));
+    let mut backend = Application {
+        keys: (0..300).map(|number| format!("k{number}")).collect(),
+        ..Application::default()
+    };
+    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
+    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
+    envoy.advance(seconds(50));
+    get_with(&worker, "app", "k0").forwarded();
+    assert_eq!(
+        asked(&only_question(&worker)),
+        pairs(&[("app_id", "app"), ("app_key", "k0")])
+    );
+    // It comes while the right one is asked about, and waits for an answer of its own.
+    let wrong = get_with(&worker, "app", "wrong").paused();
+    backend.serve(&envoy, &worker);
+    assert_eq!(worker.poll(wrong).told(), Some(403));
+    assert_eq!(get_with(&worker, "app", "wrong").told(), Some(403));
+    behaved(&envoy);
+}
+
+#[test]
+fn while_nobody_answers_a_key_in_use_is_asked_about_behind_and_still_goes_on() {
+    let (envoy, worker) = gateway(&keyed(json!({})));
+    let mut backend = Application {
+        keys: (0..300).map(|number| format!("k{number}")).collect(),
+        ..Application::default()
+    };
+    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
+    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
+    envoy.advance(seconds(50));
+    for _ in 0..3 {
+        get_with(&worker, "app", "k0").forwarded();
+        assert!(
+            worker
+                .calls()
+                .iter()
+                .filter(|call| !is_report(call))
+                .count()
+                <= 1
+        );
+    }
+    worker.answer_all(|_| error(500, ""));
+    get_with(&worker, "app", "k0").forwarded();
+    behaved(&envoy);
+}
+
+#[test]
+fn a_referrer_in_use_is_asked_about_behind_its_traffic() {
+    let (envoy, worker) = gateway(&referred());
+    let mut backend = Application {
+        referrers: vec!["a.example".to_owned()],
+        ..Application::default()
+    };
+    assert_eq!(backend.get_from(&envoy, &worker, "a.example"), None);
+    for _ in 0..60 {
+        envoy.advance(seconds(5));
+        get_from(&worker, "app", "a.example").forwarded();
+        backend.serve(&envoy, &worker);
+    }
+    assert!(backend.questions <= 1 + 7, "{}", backend.questions);
+    behaved(&envoy);
+}
+
+#[test]
 fn an_application_with_keys_is_refreshed_by_one_of_them_behind_the_traffic() {
     let (envoy, worker) = gateway(&keyed(json!({})));
     let mut backend = Application::with(&["k1", "k2"]);
@@ -550,7 +674,7 @@ fn an_application_with_referrers_is_refreshed_whoever_refers_to_it() {
     };
     let outcome = shown(&worker);
     assert_eq!(backend.settle(&envoy, &worker, outcome), None);
-    envoy.advance(seconds(45));
+    envoy.advance(seconds(44));
     shown(&worker).forwarded();
     worker.tick();
     assert_eq!(
@@ -561,7 +685,7 @@ fn an_application_with_referrers_is_refreshed_whoever_refers_to_it() {
     shown(&worker).forwarded();
 
     // The referrer itself is asked about again when its time is over; unanswered, it holds.
-    envoy.advance(seconds(16));
+    envoy.advance(seconds(17));
     let stream = shown(&worker).paused();
     worker.answer_all(|_| error(500, ""));
     worker.poll(stream).forwarded();

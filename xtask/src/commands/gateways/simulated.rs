@@ -70,7 +70,7 @@ fn simulate(arguments: &Arguments, gateways: u16, lag: u64, mode: Mode) -> Figur
         load: match arguments.load {
             Load::Even => simulation::Load::Even,
             Load::Uneven => simulation::Load::Uneven,
-            Load::Moving => simulation::Load::Moving,
+            Load::Moving => simulation::Load::Moving { every: 20_000 },
         },
         applications: 1,
         lag,
