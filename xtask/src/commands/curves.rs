@@ -179,7 +179,7 @@ impl Picture {
         let (right, top) = (most(|it| it.0), most(|it| it.1));
         let least = all().map(|it| it.1).fold(0.0, f64::min);
         // From 0, so that what looks flat is flat.
-        let height = least * 1.15..top * 1.3;
+        let height = least * 1.15..top * 1.6;
         let drawn = if self.logarithmic {
             let left = all().map(|it| it.0).fold(f64::INFINITY, f64::min);
             self.draw_on(path, (left.max(1.0)..right * 1.2).log_scale(), height)
