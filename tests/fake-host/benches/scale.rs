@@ -10,8 +10,7 @@
 #![allow(missing_docs)]
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::hint::black_box;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -26,6 +25,7 @@ use tollgate::moment::Moment;
 use tollgate::service_management::{Authorization, UsageReport};
 use tollgate::shared_data::{SetError, SharedData, Token};
 use tollgate_fake_host::{FakeEnvoy, LogLevel, Outcome, Worker, accepted, authorized, run_at_once};
+use tollgate_shared_data::Memory;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -52,49 +52,29 @@ fn say(what: &str) {
 
 // ----- What a decision costs, by the number of applications.
 
-/// As Envoy's shared data, for one thread, and counting.
+/// Shared data that counts.
 #[derive(Default)]
-struct Memory {
-    values: RefCell<HashMap<Vec<u8>, (Vec<u8>, u32)>>,
+struct Counted {
+    memory: Memory,
     reads: Cell<u64>,
     writes: Cell<u64>,
 }
 
-impl SharedData for Memory {
+impl SharedData for Counted {
     fn get(&self, key: &[u8], into: &mut Vec<u8>) -> Result<Token, SetError> {
         self.reads.set(self.reads.get() + 1);
-        into.clear();
-        Ok(match self.values.borrow().get(key) {
-            Some((value, token)) => {
-                into.extend_from_slice(value);
-                Token(*token)
-            }
-            None => Token::ABSENT,
-        })
+        self.memory.get(key, into)
     }
 
     fn set(&self, key: &[u8], value: &[u8], token: Token) -> Result<(), SetError> {
         self.writes.set(self.writes.get() + 1);
-        let mut values = self.values.borrow_mut();
-        match values.get_mut(key) {
-            Some((_, current)) if token.0 != 0 && token.0 != *current => Err(SetError::Mismatch),
-            Some((stored, current)) => {
-                stored.clear();
-                stored.extend_from_slice(value);
-                *current += 1;
-                Ok(())
-            }
-            None => {
-                values.insert(key.to_vec(), (value.to_vec(), 1));
-                Ok(())
-            }
-        }
+        self.memory.set(key, value, token)
     }
 }
 
 /// A gateway's core with some applications, each with one limit.
 struct Core {
-    data: Memory,
+    data: Counted,
     applications: Applications,
     identities: Identities,
     metrics: Metrics,
@@ -110,7 +90,7 @@ const NOW: Moment = Moment {
 
 impl Core {
     fn new(capacity: u32, number: u64) -> Self {
-        let data = Memory::default();
+        let data = Counted::default();
         let applications = Applications::open(&data, capacity);
         let orders_of_hits = [
             ("hits".to_owned(), None),

@@ -103,26 +103,19 @@ fn pictures(results: &Results) -> Vec<Picture> {
         let several = curves.len() > 1;
         let lines = curves.iter().flat_map(|curve| {
             let room = if several {
-                format!(" (capacity {})", curve.capacity)
+                format!(" (capacity {})", thousands(curve.capacity.into()))
             } else {
                 String::new()
             };
-            let points = |y: &dyn Fn(&super::bench::scale::Point) -> f64| {
-                curve
-                    .points
-                    .iter()
-                    .map(|it| (it.size as f64, y(it)))
-                    .collect()
+            let added = curve.points.iter().map(|it| (it.size, it.added_cpu_us));
+            let base = curve.points.iter().map(|it| (it.size, curve.base_cpu_us));
+            let line = |name: &str, points: Vec<(u64, f64)>| Line {
+                name: format!("{name}{room}"),
+                points: points.iter().map(|(x, y)| (*x as f64, *y)).collect(),
             };
             [
-                Line {
-                    name: format!("added by Tollgate{room}"),
-                    points: points(&|it| it.added_cpu_us),
-                },
-                Line {
-                    name: format!("Envoy without a filter{room}"),
-                    points: points(&|it| it.cpu_us_per_request - it.added_cpu_us),
-                },
+                line("added by Tollgate", added.collect()),
+                line("Envoy without a filter", base.collect()),
             ]
         });
         pictures.push(Picture {
@@ -145,7 +138,7 @@ fn pictures(results: &Results) -> Vec<Picture> {
         lines: capacities
             .iter()
             .map(|capacity| Line {
-                name: format!("capacity {capacity}"),
+                name: format!("capacity {}", thousands(f64::from(*capacity))),
                 points: results
                     .known
                     .iter()
@@ -186,7 +179,7 @@ impl Picture {
         let (right, top) = (most(|it| it.0), most(|it| it.1));
         let least = all().map(|it| it.1).fold(0.0, f64::min);
         // From 0, so that what looks flat is flat.
-        let height = least * 1.15..top * 1.3;
+        let height = least * 1.15..top * 1.6;
         let drawn = if self.logarithmic {
             let left = all().map(|it| it.0).fold(f64::INFINITY, f64::min);
             self.draw_on(path, (left.max(1.0)..right * 1.2).log_scale(), height)

@@ -37,12 +37,13 @@ pub struct Load {
 impl Load {
     /// Refreshes a second. An answer in use is asked for again at an age between half of the
     /// ttl and what leaves two intervals, or a quarter of the ttl; by chance, so on average in
-    /// the middle. No more often than the budget allows.
+    /// the middle; and on the next tick, half a second later on average. No more often than the
+    /// budget allows.
     pub fn refreshes(self) -> f64 {
         let latest = (self.ttl / 4.0)
             .max(2.0 * self.interval)
             .min(self.ttl / 2.0);
-        let age = self.ttl - (self.ttl / 2.0 + latest) / 2.0;
+        let age = self.ttl - (self.ttl / 2.0 + latest) / 2.0 + 0.5;
         // Applications that are used less often are asked about less often.
         let in_use = self.applications.min(self.rate * age);
         (in_use / age).min(REFRESHES_PER_SECOND)
@@ -121,12 +122,12 @@ mod tests {
 
     #[test]
     fn an_answer_is_asked_for_again_between_half_of_its_life_and_two_intervals_before_its_end() {
-        assert_eq!(USUAL.refreshes(), 1_000.0 / 35.0);
+        assert_eq!(USUAL.refreshes(), 1_000.0 / 35.5);
         let long = Load {
             ttl: 600.0,
             ..USUAL
         };
-        assert_eq!(long.refreshes(), 1_000.0 / 375.0);
+        assert_eq!(long.refreshes(), 1_000.0 / 375.5);
     }
 
     #[test]
