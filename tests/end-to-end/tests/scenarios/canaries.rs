@@ -4,7 +4,7 @@
 //! Envoy itself prints requests at `trace`, downstream ones and those that filters make, with
 //! all their headers; and when it takes a listener, what stands in it. That is Envoy's own
 //! doing and cannot be helped from inside. So of Envoy's log, the lines are left out that its
-//! components `http` and `router` wrote, and of `config` what stands in the configuration itself;
+//! components `http`, `router` and `jwt` (its own filter for tokens) wrote, and of `config` what stands in the configuration itself;
 //! all others are searched, above all those of `wasm`, where everything stands that the
 //! filter writes and that is said about it.
 
@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use p256::ecdsa::signature::Signer;
+use p256::ecdsa::{Signature, SigningKey};
 use serde_json::{Value, json};
 use service_management::{Fault, FaultRule, FaultScope};
-use tollgate_end_to_end::{Gateway, PATIENCE, Setup};
+use tollgate_end_to_end::{Gateway, PATIENCE, Setup, wall_milliseconds};
 use tollgate_harness::{
     Base, Client, EnvoyOptions, ListenerPatch, ListenerUpdate, Reply, connection_manager,
     eventually,
@@ -32,6 +34,12 @@ const KEY: &str = "zorilla-of-a-consumer";
 const ID: &str = "zorilla-of-an-application";
 const APP_KEY: &str = "zorilla-of-its-key";
 const STRANGER: &str = "zorilla-of-a-stranger";
+/// In the claims of tokens: whom they speak for, and one of the issuer's own.
+const CLIENT: &str = "zorilla-of-a-client";
+const SUBJECT: &str = "zorilla-of-a-person";
+const CLAIM: &str = "zorilla-of-a-claim";
+/// Whose tokens are taken.
+const ISSUER: &str = "https://id.example";
 /// Stands in configurations themselves, where secrets from the environment do not.
 const LITERAL: &str = "zorilla-in-the-file";
 
@@ -61,6 +69,15 @@ services:
     backend_version: oauth
     applications:
       {ID}-oauth: {{ plan: free, app_keys: [{APP_KEY}] }}
+  "1004":
+    backend_version: oauth
+    applications:
+      {CLIENT}: {{ plan: free, app_keys: [{APP_KEY}] }}
+      {CLIENT}-none: {{ plan: none, app_keys: [{APP_KEY}] }}
+  "1005":
+    backend_version: oauth
+    applications:
+      {CLIENT}: {{ plan: free, app_keys: [{APP_KEY}] }}
 "#
     )
 }
@@ -75,6 +92,19 @@ fn services() -> Value {
     referred["referrer"] = json!(true);
     let places = json!([{ "header": "x-api-key" }, { "query": "user_key" }, { "cookie": "key" }, { "bearer": {} }]);
     let token = json!({ "env": "TG_SERVICE_TOKEN" });
+    let tokens = json!({
+        "issuers": [{ "issuer": ISSUER, "audiences": ["api"], "jwks": jwks() }],
+        "claims_to_headers": { "x-subject": "sub", "x-claim": ["https://example.com/claim"] },
+    });
+    let scoped = json!([
+        { "pattern": "/v1/orders", "usage": { "hits": 1 }, "last": true, "require": { "scopes": ["orders"] } },
+        { "pattern": "/", "usage": { "hits": 1 } },
+    ]);
+    let behind = json!({
+        "issuers": [{ "issuer": ISSUER, "audiences": ["api"] }],
+        "jwt_authn": { "payload_in_metadata": "jwt" },
+        "claims_to_headers": tokens["claims_to_headers"],
+    });
     json!([
         { "id": "1001", "token": token, "hosts": ["keys"], "mapping_rules": rules, "rate_limit_headers": true,
           "credentials": { "user_key": places, "strip": true, "anonymous": { "user_key": { "env": "TG_ANYBODY" } } } },
@@ -82,7 +112,99 @@ fn services() -> Value {
           "credentials": referred },
         { "id": "1003", "token": token, "oauth": true, "hosts": ["oauth"], "mapping_rules": rules,
           "credentials": application },
+        { "id": "1004", "token": token, "hosts": ["tokens"], "mapping_rules": scoped,
+          "credentials": { "token": tokens, "strip": true } },
+        { "id": "1005", "token": token, "hosts": ["behind"], "mapping_rules": scoped,
+          "credentials": { "token": behind } },
     ])
+}
+
+/// The public half of [`tokens`]' key.
+fn jwks() -> Value {
+    let point = signing_key().verifying_key().to_encoded_point(false);
+    let part = |part: Option<&p256::FieldBytes>| part.map(|part| URL_SAFE_NO_PAD.encode(part));
+    json!({ "keys": [
+        { "kty": "EC", "crv": "P-256", "alg": "ES256", "x": part(point.x()), "y": part(point.y()) },
+    ] })
+}
+
+fn signing_key() -> SigningKey {
+    SigningKey::from_slice(&[7; 32]).expect("a key")
+}
+
+/// Envoy's own filter in front, for the host `behind`.
+fn jwt_authn() -> Value {
+    json!({
+        "name": "envoy.filters.http.jwt_authn",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+            "providers": { "id": {
+                "issuer": ISSUER,
+                "payload_in_metadata": "jwt",
+                "forward": true,
+                "local_jwks": { "inline_string": jwks().to_string() },
+            } },
+            "rules": [{
+                "match": {
+                    "prefix": "/",
+                    "headers": [{ "name": ":authority", "string_match": { "exact": "behind" } }],
+                },
+                "requires": { "requires_any": { "requirements": [
+                    { "provider_name": "id" }, { "allow_missing_or_failed": {} },
+                ] } },
+            }],
+        },
+    })
+}
+
+/// Tokens: good ones, and one for each way to be none. Each has the mark in its claims, and so in
+/// its text, in base64; the last as it is.
+fn tokens(step: usize) -> Vec<String> {
+    let now = wall_milliseconds() / 1_000;
+    let claims = |patch: Value| {
+        let mut claims = json!({
+            "iss": ISSUER, "aud": "api", "exp": now + 3_600, "azp": CLIENT,
+            "sub": format!("{SUBJECT}-{step}"), "https://example.com/claim": CLAIM,
+        });
+        for (name, value) in patch.as_object().into_iter().flatten() {
+            claims[name] = value.clone();
+        }
+        claims.to_string()
+    };
+    let token = |header: Value, claims: String| {
+        let header = URL_SAFE_NO_PAD.encode(header.to_string());
+        let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
+        let signature: Signature = signing_key().sign(signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
+    };
+    let header = json!({ "alg": "ES256" });
+    let good = token(header.clone(), claims(json!({})));
+    let (signed, _) = good.rsplit_once('.').unwrap_or_default();
+    let mut tokens = vec![good.clone(), format!("{signed}.{}", "A".repeat(86))];
+    for patch in [
+        json!({ "scope": "zorilla orders" }),
+        json!({ "azp": format!("{CLIENT}-none") }),
+        json!({ "azp": format!("{CLIENT}-unknown-{step}") }),
+        json!({ "azp": format!("{CLIENT}\n") }),
+        json!({ "azp": [CLIENT, "zorilla"] }),
+        json!({ "iss": "https://zorilla.example" }),
+        json!({ "aud": "zorilla" }),
+        json!({ "exp": now - 3_600 }),
+        json!({ "exp": "zorilla" }),
+        json!({ "nbf": now + 3_600 }),
+    ] {
+        tokens.push(token(header.clone(), claims(patch)));
+    }
+    for header in [
+        json!({ "alg": "zorilla" }),
+        json!({ "alg": "ES256", "kid": "zorilla" }),
+        json!({ "alg": "ES256", "crit": ["zorilla"] }),
+    ] {
+        tokens.push(token(header, claims(json!({}))));
+    }
+    tokens.push(token(header, format!("{{\"sub\":\"{SUBJECT}")));
+    tokens.push(format!("{SUBJECT}.{CLAIM}.{CLIENT}"));
+    tokens
 }
 
 /// What a client is told, in one text.
@@ -167,6 +289,17 @@ async fn drive(client: &Client, step: usize) -> Result<(String, BTreeSet<u16>)> 
         ),
         ("nobody", "/v1/items", vec![("x-api-key", KEY)]),
     ];
+    let tokens = tokens(step);
+    let bearers = tokens.iter().map(|token| format!("Bearer {token}"));
+    let bearers: Vec<_> = bearers.collect();
+    let mut requests = requests;
+    for bearer in &bearers {
+        for host in ["tokens", "behind"] {
+            for path in ["/v1/items", "/v1/orders"] {
+                requests.push((host, path, vec![("authorization", bearer)]));
+            }
+        }
+    }
     let mut all = String::new();
     let mut statuses = BTreeSet::new();
     for (host, path, mut headers) in requests {
@@ -256,8 +389,8 @@ fn mistakes() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// Envoy's components that print requests, or the configuration of a listener.
-const DUMPS: [&str; 3] = ["http", "router", "config"];
+/// Envoy's components that print requests, tokens, or the configuration of a listener.
+const DUMPS: [&str; 4] = ["http", "router", "config", "jwt"];
 
 /// How the mark may look in a text.
 fn forms() -> Vec<String> {
@@ -349,6 +482,8 @@ async fn no_secret_is_in_anything_that_comes_out() -> Result<()> {
         let config = &mut connection_manager(listener)["http_filters"][0]["typed_config"]["config"];
         config["vm_config"]["environment_variables"]["host_env_keys"] =
             json!(["TG_SERVICE_TOKEN", "TG_PROVIDER_KEY", "TG_ANYBODY"]);
+        let filters = connection_manager(listener)["http_filters"].as_array_mut();
+        filters.expect("a list").insert(0, jwt_authn());
     });
     let env = [
         ("TG_SERVICE_TOKEN", TOKEN),
