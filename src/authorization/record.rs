@@ -416,6 +416,16 @@ impl Record {
         left.min().filter(|left| *left > 0)
     }
 
+    /// Since when nothing is known of what other gateways use of the limits that they share
+    /// (monotonic milliseconds): since the last look, or since one of the windows began.
+    #[must_use]
+    pub fn known_until(&self, now: Moment) -> u64 {
+        let shared = self.limits.iter().filter(|limit| limit.grant.is_some());
+        let begun = shared.map(|limit| limit.window.start.saturating_mul(1_000));
+        let ago = now.wall.saturating_sub(begun.max().unwrap_or(0));
+        self.fetched_at.max(now.monotonic.saturating_sub(ago))
+    }
+
     /// Renews what this gateway may do on the limits before it looks again, by the answer
     /// that was just taken in and was asked for at `asked`; those that it knows nothing
     /// about stay as they are.

@@ -27,8 +27,8 @@ const EAGER_SETTLING: u64 = 200;
 const MOST_FOLLOWED: usize = 2_000;
 /// When somebody else asks about a slot, or has asked, it is begun again after so long.
 const ELSEWHERE: u64 = 1_000;
-/// Who did not look for so long knows nothing, and looks before it reports: that need not
-/// wait for a report to settle.
+/// Who knows nothing of the others for so long looks before it reports: that need not wait for
+/// a report to settle. Not where a window has just begun: then there is nothing to see yet.
 const LONG_UNSEEN: u64 = 10_000;
 /// A step of a slot that takes longer than this is begun again (milliseconds).
 const LONGEST_STEP: u64 = 15_000;
@@ -118,7 +118,7 @@ struct Seen {
     pending: bool,
     in_flight: bool,
     acknowledged_at: u64,
-    fetched_at: u64,
+    known_until: u64,
 }
 
 impl Urgent {
@@ -188,7 +188,7 @@ impl Urgent {
             };
             let settled = !seen.in_flight
                 && now.monotonic > seen.acknowledged_at.saturating_add(settled_after);
-            let unseen = now.monotonic > seen.fetched_at.saturating_add(LONG_UNSEEN);
+            let unseen = now.monotonic > seen.known_until.saturating_add(LONG_UNSEEN);
             match *stage {
                 Stage::Noticed if seen.in_flight => {}
                 Stage::Noticed if self.strict && settled && unseen => {
@@ -335,7 +335,7 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
         pending: record.has_pending(),
         in_flight: record.batch != 0,
         acknowledged_at: record.acknowledged_at,
-        fetched_at: record.fetched_at,
+        known_until: record.known_until(now),
     })
 }
 
