@@ -786,6 +786,13 @@ mod tests {
             ),
             (json!({ "remembered": 10 }), "remembered: has no effect"),
             (
+                json!({ "introspection": {
+                    "cluster": "id", "url": "https://id.example.com/introspect",
+                    "client_id": "gateway", "client_secret": "s",
+                } }),
+                "introspection: has no effect",
+            ),
+            (
                 issuer("jwks", json!({ "keys": [] })),
                 "issuers[0].jwks: has no effect",
             ),
