@@ -173,13 +173,15 @@ impl Counts {
             .filter_map(|(name, value)| Some((name, value.parse().ok()?)))
             .collect();
         for (name, value) in values {
-            let sum = match name.rsplit_once('.').map_or(name, |(_, last)| last) {
-                "downstream_rq_completed" => &mut counts.completed,
-                "downstream_rq_2xx" => &mut counts.ok,
-                "requests_admitted" => &mut counts.admitted,
-                "authorize_calls" | "refresh_calls" => &mut counts.questions,
-                "report_calls" => &mut counts.reports,
-                "requests_uncached" => &mut counts.uncached,
+            let (of, what) = name.rsplit_once('.').unwrap_or_default();
+            // Envoy counts requests by listener, too: those would count twice.
+            let sum = match (of, what) {
+                ("http.ingress", "downstream_rq_completed") => &mut counts.completed,
+                ("http.ingress", "downstream_rq_2xx") => &mut counts.ok,
+                (_, "requests_admitted") => &mut counts.admitted,
+                (_, "authorize_calls" | "refresh_calls") => &mut counts.questions,
+                (_, "report_calls") => &mut counts.reports,
+                (_, "requests_uncached") => &mut counts.uncached,
                 _ => continue,
             };
             *sum += value;
