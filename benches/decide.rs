@@ -4,8 +4,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::Instant;
 use tollgate::authorization::{
@@ -15,47 +13,7 @@ use tollgate::credentials::{Credential, Identities, Kind, Scope};
 use tollgate::mapping::{Metrics, Usage};
 use tollgate::moment::Moment;
 use tollgate::service_management::{Authorization, UsageReport};
-use tollgate::shared_data::{SetError, SharedData, Token};
-
-type Values = HashMap<Vec<u8>, (Vec<u8>, u32)>;
-
-/// As Envoy's, for one thread.
-#[derive(Default)]
-struct Memory {
-    values: RefCell<Values>,
-}
-
-impl SharedData for Memory {
-    fn get(&self, key: &[u8], into: &mut Vec<u8>) -> Result<Token, SetError> {
-        match self.values.borrow().get(key) {
-            Some((value, token)) => {
-                *into = value.clone();
-                Ok(Token(*token))
-            }
-            None => {
-                into.clear();
-                Ok(Token::ABSENT)
-            }
-        }
-    }
-
-    fn set(&self, key: &[u8], value: &[u8], token: Token) -> Result<(), SetError> {
-        let mut values = self.values.borrow_mut();
-        match values.get_mut(key) {
-            Some((_, current)) if token.0 != 0 && token.0 != *current => Err(SetError::Mismatch),
-            Some((stored, current)) => {
-                stored.clear();
-                stored.extend_from_slice(value);
-                *current += 1;
-                Ok(())
-            }
-            None => {
-                values.insert(key.to_vec(), (value.to_vec(), 1));
-                Ok(())
-            }
-        }
-    }
-}
+use tollgate_shared_data::Memory;
 
 fn main() {
     const ROUNDS: usize = 31;

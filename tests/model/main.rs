@@ -7,7 +7,6 @@
 #![cfg(not(target_family = "wasm"))]
 
 mod generate;
-mod memory;
 mod model;
 mod world;
 

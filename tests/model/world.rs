@@ -5,7 +5,6 @@
 //! backend here is only a keeper of the model's counters that applies reports late.
 
 use crate::generate::{Case, End, Step};
-use crate::memory::Memory;
 use crate::model::{self, Counters, Hierarchy, LimitOf, Metric};
 use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
@@ -23,6 +22,7 @@ use tollgate::service_management::{
     UsageReport,
 };
 use tollgate::usage::{Flusher, MOST_LOOKS, Settings, Settled, Terms, wants_flush};
+use tollgate_shared_data::Memory;
 
 type Checked = Result<(), TestCaseError>;
 
@@ -167,7 +167,7 @@ impl<'a> World<'a> {
             (name(child), parent.map(name))
         });
         let metrics = Metrics::new(metrics).unwrap();
-        let data = Memory::new(case.seed);
+        let data = Memory::unlucky(case.seed);
         let applications = case.applications.iter().enumerate().map(|(index, it)| {
             let mut before = Counters::default();
             before.count(&hierarchy, &it.before, case.start, 1);

@@ -24,8 +24,8 @@ use tollgate::service_management::{
     authorize_answer, authorize_target, listed_keys, report_answer,
 };
 use tollgate::usage::{Flusher, MOST_LOOKS, Settings, Terms, push};
+use tollgate_shared_data::Memory;
 
-use crate::memory::Memory;
 use crate::recording::{self, Data};
 
 const KEY: [u8; 16] = *b"a fixed test key";

@@ -24,7 +24,6 @@ pub mod document;
 pub mod gateway;
 pub mod load;
 pub mod mapping_cases;
-pub mod memory;
 pub mod recording;
 pub mod replay;
 pub mod server;

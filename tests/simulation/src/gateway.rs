@@ -1,6 +1,5 @@
 //! One gateway: the filter's core, driven as `src/host/root` drives it.
 
-use crate::memory::Memory;
 use crate::random::Random;
 use tollgate::authorization::{
     Accuracy, Ahead, Applications, Identity, KeyRule, Lifetimes, Next, Question, Referrer,
@@ -12,6 +11,7 @@ use tollgate::mapping::{Metrics, Usage};
 use tollgate::moment::Moment;
 use tollgate::service_management::{Authorization, ReportAnswer, Right, ServiceAccess};
 use tollgate::usage::{Flusher, MOST_LOOKS, Report, Settings, Terms, Urgent, UrgentCalls};
+use tollgate_shared_data::Memory;
 
 const SCOPE: u64 = 7;
 const SERVICE: ServiceAccess<'_> = ServiceAccess {

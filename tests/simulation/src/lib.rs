@@ -8,7 +8,6 @@
 
 mod backend;
 mod gateway;
-mod memory;
 mod random;
 mod world;
 
