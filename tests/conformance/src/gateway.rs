@@ -324,7 +324,7 @@ impl Gateway {
             .change(&self.data, digest, |record| {
                 let limits = record.limits().map(|(metric, limit)| {
                     let mut limit = *limit;
-                    limit.roll(now, 0);
+                    limit.roll(now, 0, 0);
                     (metric.to_owned(), limit)
                 });
                 Change::Keep(limits.collect())
