@@ -136,7 +136,8 @@ fn many_applications_at_their_limits_cost_no_more_calls() {
         ..SETUP
     });
     assert!(figures.calls < 3.0, "{figures:?}");
-    assert!(figures.worst_overrun() < 0.04, "{figures:?}");
+    // Each of the four gateways may be one or two requests late, of a hundred.
+    assert!(figures.worst_overrun() < 0.08, "{figures:?}");
 }
 
 #[test]
