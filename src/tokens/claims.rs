@@ -1,6 +1,7 @@
 //! What a token's payload says (RFC 7519, 4), and how a claim is named.
 //!
-//! Apart from the signature because claims are looked at before it, too: a token that has
+//! Apart from the signature because std::fmt;
+use claims are looked at before it, too: a token that has
 //! expired is not worth the time that a signature takes.
 
 use std::borrow::Cow;
@@ -11,8 +12,15 @@ use serde_json::{Map, Value};
 use super::json;
 
 /// The claims of a token.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Claims(Map<String, Value>);
+
+impl fmt::Debug for Claims {
+    /// What a token says of somebody is nobody else's business.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Claims")
+    }
+}
 
 /// Where a claim is: the names of members, from the outermost object inwards; at least one,
 /// none of them empty.
