@@ -1,10 +1,10 @@
 //! What a token's payload says (RFC 7519, 4), and how a claim is named.
 //!
-//! Apart from the signature because std::fmt;
-use claims are looked at before it, too: a token that has
+//! Apart from the signature because claims are looked at before it, too: a token that has
 //! expired is not worth the time that a signature takes.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
