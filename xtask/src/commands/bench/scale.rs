@@ -3,7 +3,7 @@
 //!
 //! In Envoy, each size is an Envoy of its own; those of one curve, and one without a filter,
 //! take turns, as in the usual bench. What an Envoy is too noisy or too slow for is measured
-//! [inside](super::inside) of a process.
+//! [`super::inside`] of a process.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
