@@ -70,7 +70,7 @@ pub struct Setup {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
     /// Admitted of each application in each window.
     pub admitted: Vec<u64>,
@@ -140,6 +140,9 @@ enum Event {
 struct World {
     setup: Setup,
     now: u64,
+    /// When the first window begins that counts, and how long each is (milliseconds).
+    first: u64,
+    length: u64,
     gateways: Vec<Gateway>,
     backend: Backend,
     events: HashMap<u64, Event>,
@@ -174,6 +177,8 @@ impl World {
             Mode::Eager => (eager, 60_000),
             Mode::Strict => (strict, 60_000),
         };
+        let first = setup.period.window_at(START / 1_000);
+        let length = (first.end - first.start) * 1_000;
         let count = usize::from(setup.gateways);
         let mut random = Random::new(setup.seed);
         let gateways = (0..count)
@@ -181,7 +186,10 @@ impl World {
             .collect();
         let mut world = Self {
             setup,
-            now: START + 30_000,
+            // Begin half a window early.
+            now: first.end * 1_000 - length / 2,
+            first: first.end * 1_000,
+            length,
             gateways,
             backend: Backend::new(setup.limit, setup.period, setup.lag, count),
             events: HashMap::new(),
@@ -213,24 +221,7 @@ impl World {
     }
 
     fn run(mut self) -> Figures {
-        let length = {
-            let window = self.setup.period.window_at(START / 1_000);
-            (window.end - window.start) * 1_000
-        };
-        let first = self.setup.period.window_at(START / 1_000).end * 1_000;
-        self.now = first - length / 2;
-        for Reverse((at, _)) in std::mem::take(&mut self.queue).into_sorted_vec() {
-            let _ = at;
-        }
-        // Begin half a window early.
-        let events: Vec<_> = std::mem::take(&mut self.events).into_values().collect();
-        for event in events {
-            let phase = match event {
-                Event::Tick(_) => self.random.next() % TICK,
-                _ => 0,
-            };
-            self.after(phase, event);
-        }
+        let (first, length) = (self.first, self.length);
         let end = first + length * u64::from(self.setup.windows);
         while let Some(Reverse((at, number))) = self.queue.pop() {
             if at >= end {
@@ -238,7 +229,7 @@ impl World {
             }
             self.now = at;
             let event = self.events.remove(&number).unwrap();
-            self.happen(event, first);
+            self.happen(event);
         }
         let seconds = (end - first) / 1_000;
         let calls = self.backend.calls.iter().flat_map(|of| {
@@ -270,14 +261,14 @@ impl World {
         }
     }
 
-    fn happen(&mut self, event: Event, first: u64) {
+    fn happen(&mut self, event: Event) {
         let now = self.moment(self.now);
         match event {
             Event::Request => {
                 let gateway = self.pick_gateway();
                 let application =
                     (self.random.next() % u64::from(self.setup.applications)) as usize;
-                self.request(gateway, application, first);
+                self.request(gateway, application);
                 self.next_request += self.random.pause(self.setup.rate / 1_000.0);
                 let pause = self.next_request.floor();
                 self.next_request -= pause;
@@ -315,7 +306,7 @@ impl World {
                 self.gateways[gateway].learn(application, &answer, asked);
                 let waiting = self.waiting.remove(&(gateway, application));
                 for _ in 0..waiting.unwrap_or_default() {
-                    self.request(gateway, application, first);
+                    self.request(gateway, application);
                 }
             }
         }
@@ -336,7 +327,7 @@ impl World {
         }
     }
 
-    fn request(&mut self, gateway: usize, application: usize, first: u64) {
+    fn request(&mut self, gateway: usize, application: usize) {
         let now = self.moment(self.now);
         let verdict = self.gateways[gateway].decide(application, now);
         if verdict == Verdict::Unknown {
@@ -352,7 +343,7 @@ impl World {
         if let Verdict::Admitted { .. } = verdict {
             *self.admitted.entry((application, window)).or_default() += 1;
         }
-        if self.now >= first {
+        if self.now >= self.first {
             self.figures.requests += 1;
             self.figures.early += u64::from(verdict == Verdict::Refused(Refusal::Early));
         }
