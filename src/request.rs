@@ -4,6 +4,7 @@
 //! knowing where they came from. Nothing in a request is assumed to be UTF-8:
 //! Envoy hands on header values with any byte.
 
+use memchr::memchr;
 use std::fmt;
 
 /// The headers of one request, in order, with lower-case names (Envoy lowers them).
@@ -62,18 +63,15 @@ impl<'a> Request<'a> {
     /// The path without the query.
     #[must_use]
     pub fn path(&self) -> &'a [u8] {
-        self.target
-            .split(|byte| *byte == b'?')
-            .next()
-            .unwrap_or_default()
+        memchr(b'?', self.target)
+            .and_then(|mark| self.target.get(..mark))
+            .unwrap_or(self.target)
     }
 
     /// The query without its `?`; empty if there is none.
     #[must_use]
     pub fn query(&self) -> &'a [u8] {
-        self.target
-            .iter()
-            .position(|byte| *byte == b'?')
+        memchr(b'?', self.target)
             .and_then(|mark| self.target.get(mark.saturating_add(1)..))
             .unwrap_or_default()
     }

@@ -100,10 +100,11 @@ pub const ATTEMPTS: u32 = 256;
 ///
 /// The prefix keeps unrelated plugins apart, which share the namespace when they
 /// leave `vm_id` empty, as Istio's WasmPlugin makes them. The numbers are little-endian:
-/// a key is made for every call, and nobody lists them.
+/// a key is made for every call, and nobody lists them. In 22 bytes the host keeps a key without
+/// memory of its own (libc++'s short strings), and it makes one anew for each call.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    bytes: [u8; 24],
+    bytes: [u8; 22],
 }
 
 impl Key {
@@ -114,8 +115,8 @@ impl Key {
         let [i, j, k, l] = number.to_le_bytes();
         Self {
             bytes: [
-                b't', b'o', b'l', b'l', b'g', b'a', b't', b'e', b'/', b'1', b'/', kind, a, b, c, d,
-                e, f, g, h, i, j, k, l,
+                b't', b'o', b'l', b'l', b'g', b'a', b't', b'e', b'2', kind, a, b, c, d, e, f, g, h, i,
+                j, k, l,
             ],
         }
     }
@@ -214,7 +215,7 @@ mod tests {
         }
         assert_eq!(
             Key::new(b'd', 0xabc, 0x12).as_bytes(),
-            b"tollgate/1/d\xbc\x0a\0\0\0\0\0\0\x12\0\0\0"
+            b"tollgate2d\xbc\x0a\0\0\0\0\0\0\x12\0\0\0"
         );
     }
 

@@ -83,6 +83,11 @@ pub enum Verdict {
     Unknown,
 }
 
+/// Whether nothing but the record decides about a request, and the caller is told nothing.
+fn is_plain(application: &Identity<'_>) -> bool {
+    application.shown.referrer == Referrer::Ignored && !application.tells
+}
+
 /// What became of an answer.
 #[derive(Debug)]
 pub enum Learned {
@@ -156,6 +161,27 @@ impl Applications {
         metrics: &Metrics,
         now: Moment,
     ) -> Result<Verdict, TableError> {
+        let Identity {
+            digest,
+            kind,
+            shown,
+            ..
+        } = *application;
+        self.quota = None;
+        self.acceptance_ends = u64::MAX;
+        if is_plain(application) {
+            let cold = &self.cold;
+            let good = |keys| {
+                key_digest(kind, digest, &shown)
+                    .is_none_or(|key| is_good(keys, digest, &shown, key, cold))
+            };
+            let usual = |bytes: &mut [u8]| {
+                in_place::admit(bytes, digest, usage, metrics, now, good).then_some(())
+            };
+            if self.table.change_unread(data, digest, now, usual)?.is_some() {
+                return Ok(Verdict::Admitted { stale: false });
+            }
+        }
         self.decide_as(data, application, usage, metrics, now, true)
     }
 
@@ -175,6 +201,7 @@ impl Applications {
         self.decide_as(data, application, usage, metrics, now, false)
     }
 
+    #[inline(never)]
     fn decide_as(
         &mut self,
         data: &impl SharedData,
@@ -200,7 +227,7 @@ impl Applications {
                 self.memory(now, may_ask).find(data, referrer)
             }
         };
-        let is_plain = shown.referrer == Referrer::Ignored && !application.tells;
+        let is_plain = is_plain(application);
         let mut accepted = false;
         for _ in 0..MOST_LOOKS {
             let cold = &self.cold;
@@ -218,7 +245,7 @@ impl Applications {
             };
             let seen = self
                 .table
-                .change_in_place(data, digest, Some(now), usual, |record| {
+                .change_in_place(data, digest, usual, |record| {
                     let freshness = record.freshness(now);
                     if freshness == Freshness::Expired {
                         return Change::Keep(Reached::Nothing);

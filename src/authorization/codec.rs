@@ -55,7 +55,8 @@ pub const LIVE: u8 = 2;
 pub const NO_PARENT: u8 = Names::NO_PARENT;
 const COUNTS: usize = 96;
 const HEADER: usize = 104;
-const LIMIT: usize = 51;
+/// The length of a limit without a grant.
+pub const LIMIT: usize = 51;
 const LIMIT_FLAGS: usize = 2;
 /// Offsets in a limit; at 0 is its name.
 pub const LIMIT_START: usize = 3;
@@ -68,7 +69,8 @@ pub const LIMIT_OWN: usize = 27;
 /// See [`LIMIT_START`].
 pub const LIMIT_FOREIGN: usize = 43;
 const LEDGER: usize = 32;
-const USAGE: usize = 34;
+/// The length of an entry of usage.
+pub const USAGE: usize = 34;
 /// Offsets in an entry of usage; at 0 is its name.
 pub const USAGE_HOUR: usize = 1;
 /// See [`USAGE_HOUR`].

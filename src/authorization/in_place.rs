@@ -14,10 +14,10 @@ use crate::mapping::{MetricId, Metrics, Usage};
 use crate::moment::Moment;
 
 /// Metrics of a request that is still a usual one.
-const MOST_METRICS: usize = 8;
+const MOST_METRICS: usize = 4;
 
 /// A metric of the request, found in the record.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Charge {
     name: usize,
     delta: u64,
@@ -38,26 +38,29 @@ pub fn admit(
     now: Moment,
     good: impl FnOnce(Keys) -> bool,
 ) -> bool {
-    plan(bytes, digest, usage, metrics, now)
-        .filter(|plan| good(plan.keys))
-        .is_some_and(|plan| plan.carry_out(bytes, now).is_some())
+    let mut charges = [Charge::default(); MOST_METRICS];
+    let Some(plan) = plan(bytes, digest, usage, metrics, now, &mut charges) else {
+        return false;
+    };
+    good(plan.keys) && plan.carry_out(bytes, now).is_some()
 }
 
 /// What is to be changed, once everything has been found right.
-struct Plan {
+struct Plan<'a> {
     keys: Keys,
     sections: Sections,
-    charges: [Option<Charge>; MOST_METRICS],
+    charges: &'a [Charge],
 }
 
 /// Reads only. `None`: not a usual request.
-fn plan(
+fn plan<'a>(
     bytes: &[u8],
     digest: Digest,
     usage: &Usage,
     metrics: &Metrics,
     now: Moment,
-) -> Option<Plan> {
+    room: &'a mut [Charge; MOST_METRICS],
+) -> Option<Plan<'a>> {
     let sections = Sections::of(bytes)?;
     let mine = byte(bytes, STATE)? == codec::LIVE
         && byte(bytes, DENIAL)? == 0
@@ -67,32 +70,26 @@ fn plan(
         return None;
     }
     let minute = minute_of(bytes, sections, now)?;
-    let mut charges = [None; MOST_METRICS];
-    let mut free = charges.iter_mut();
+    let mut used = 0_usize;
     for (metric, delta) in usage.iter() {
         let name = find_name(bytes, sections, metrics.name(metric))?;
-        *free.next()? = Some(Charge {
+        *room.get_mut(used)? = Charge {
             name,
             delta,
             counts_for: counts_for(bytes, sections, name, metric, metrics)?,
             pending: pending(bytes, sections, name, minute)?,
-        });
+        };
+        used = used.checked_add(1)?;
     }
-    for limit in sections.limits() {
-        if word(bytes, limit.checked_add(codec::LIMIT_END)?)? <= now.seconds() {
-            return None;
-        }
-        let name = u32::from(byte(bytes, limit)?);
+    let charges = room.get(..used)?;
+    for at in sections.limits() {
+        let limit = limit(bytes, at)?;
         let cost = charges
             .iter()
-            .flatten()
-            .filter(|charge| charge.counts_for.checked_shr(name).unwrap_or(0) & 1 != 0)
+            .filter(|charge| charge.counts(limit))
             .try_fold(0_u64, |sum, charge| sum.checked_add(charge.delta))?;
-        let known = word(bytes, limit.checked_add(codec::LIMIT_OWN)?)?
-            .checked_add(word(bytes, limit.checked_add(codec::LIMIT_FOREIGN)?)?)?;
-        if cost > 0
-            && known.checked_add(cost)? > word(bytes, limit.checked_add(codec::LIMIT_MAXIMUM)?)?
-        {
+        let known = word(limit, codec::LIMIT_OWN)?.checked_add(word(limit, codec::LIMIT_FOREIGN)?)?;
+        if cost > 0 && known.checked_add(cost)? > word(limit, codec::LIMIT_MAXIMUM)? {
             return None;
         }
     }
@@ -103,13 +100,20 @@ fn plan(
     })
 }
 
-impl Plan {
+impl Charge {
+    /// Whether it uses up a limit, of which these are the bytes.
+    fn counts(&self, limit: &[u8; codec::LIMIT]) -> bool {
+        let [name, ..] = *limit;
+        self.counts_for.checked_shr(u32::from(name)).unwrap_or(0) & 1 != 0
+    }
+}
+
+impl Plan<'_> {
     fn carry_out(&self, bytes: &mut [u8], now: Moment) -> Option<()> {
-        for charge in self.charges.iter().flatten() {
-            for limit in self.sections.limits() {
-                let name = u32::from(byte(bytes, limit)?);
-                if charge.counts_for.checked_shr(name).unwrap_or(0) & 1 != 0 {
-                    add(bytes, limit.checked_add(codec::LIMIT_OWN)?, charge.delta)?;
+        for charge in self.charges {
+            for at in self.sections.limits() {
+                if charge.counts(limit(bytes, at)?) {
+                    add(bytes, at.checked_add(codec::LIMIT_OWN)?, charge.delta)?;
                 }
             }
             add(bytes, self.sections.admitted(charge.name)?, charge.delta)?;
@@ -165,12 +169,18 @@ fn with_ancestors(bytes: &[u8], sections: Sections, name: usize, mut set: u64) -
     }
 }
 
-/// As [`super::record::Record`] has it: the minute that usage of now is reported at.
+/// As [`super::record::Record`] has it: the minute that usage of now is reported at. `None` if
+/// the window of a limit has ended.
 fn minute_of(bytes: &[u8], sections: Sections, now: Moment) -> Option<u64> {
-    let latest = now.seconds().saturating_add(LATE_READING_SECONDS);
+    let seconds = now.seconds();
+    let latest = seconds.saturating_add(LATE_READING_SECONDS);
     let mut minute = now.minute();
-    for limit in sections.limits() {
-        let start = word(bytes, limit.checked_add(codec::LIMIT_START)?)?;
+    for at in sections.limits() {
+        let limit = limit(bytes, at)?;
+        if word(limit, codec::LIMIT_END)? <= seconds {
+            return None;
+        }
+        let start = word(limit, codec::LIMIT_START)?;
         if start <= latest {
             minute = minute.max(start);
         }
@@ -181,13 +191,19 @@ fn minute_of(bytes: &[u8], sections: Sections, now: Moment) -> Option<u64> {
 /// Where the pending usage of a metric in this minute stands, if there is any: the first
 /// of a minute makes a new entry, and the first after a flush marks the record.
 fn pending(bytes: &[u8], sections: Sections, name: usize, minute: u64) -> Option<usize> {
-    let pending = sections.usage().find_map(|entry| {
-        let fits = usize::from(byte(bytes, entry)?) == name
-            && byte(bytes, entry.checked_add(codec::USAGE_HOUR)?)? == 0
-            && word(bytes, entry.checked_add(codec::USAGE_AT)?)? == minute;
-        fits.then_some(entry.checked_add(codec::USAGE_PENDING)?)
+    let pending = sections.usage().find_map(|at| {
+        let entry: &[u8; codec::USAGE] = bytes.get(at..)?.first_chunk()?;
+        let fits = usize::from(byte(entry, 0)?) == name
+            && byte(entry, codec::USAGE_HOUR)? == 0
+            && word(entry, codec::USAGE_AT)? == minute;
+        fits.then_some(at.checked_add(codec::USAGE_PENDING)?)
     })?;
     (word(bytes, pending)? > 0).then_some(pending)
+}
+
+/// The bytes of the limit that stands here.
+fn limit(bytes: &[u8], at: usize) -> Option<&[u8; codec::LIMIT]> {
+    bytes.get(at..)?.first_chunk()
 }
 
 fn byte(bytes: &[u8], at: usize) -> Option<u8> {

@@ -115,12 +115,11 @@ impl Table {
         digest: Digest,
         change: impl FnMut(&mut Record) -> Change<T>,
     ) -> Result<Option<(Slot, T)>, TableError> {
-        self.change_in_place(data, digest, None, |_| None, change)
+        self.change_in_place(data, digest, |_| None, change)
     }
 
     /// As [`Table::change`], but first `in_place` may make the change on the bytes of the
-    /// record: `None` if it cannot, and has changed nothing. With the time `now` they need not be read
-    /// where this VM wrote them lately.
+    /// record: `None` if it cannot, and has changed nothing.
     ///
     /// # Errors
     /// As [`Table::change`].
@@ -128,7 +127,6 @@ impl Table {
         &mut self,
         data: &impl SharedData,
         digest: Digest,
-        now: Option<Moment>,
         mut in_place: impl FnMut(&mut [u8]) -> Option<T>,
         mut change: impl FnMut(&mut Record) -> Change<T>,
     ) -> Result<Option<(Slot, T)>, TableError> {
@@ -136,11 +134,6 @@ impl Table {
             let Some(slot) = self.locate(data, digest)? else {
                 return Ok(None);
             };
-            if let Some(now) = now
-                && let Some(done) = self.change_unread(data, slot, now, &mut in_place)?
-            {
-                return Ok(Some((slot, done)));
-            }
             match self.try_change(data, slot, &mut in_place, |record| {
                 (record.digest == digest).then(|| change(record))
             })? {
@@ -176,14 +169,22 @@ impl Table {
         Err(TableError::Unavailable)
     }
 
-    /// Changes a record as this VM wrote it last, if it is still that.
-    fn change_unread<T>(
+    /// Changes an application's record as this VM wrote it last, without reading it, if it is
+    /// still that. `None`: it was not written lately, somebody else has changed it, or
+    /// `in_place` cannot make the change. Then nothing was changed.
+    ///
+    /// # Errors
+    /// `Unavailable` if the host refused.
+    pub fn change_unread<T>(
         &mut self,
         data: &impl SharedData,
-        slot: Slot,
+        digest: Digest,
         now: Moment,
         in_place: impl FnOnce(&mut [u8]) -> Option<T>,
     ) -> Result<Option<T>, TableError> {
+        let Some(slot) = self.hints.get(&digest).copied() else {
+            return Ok(None);
+        };
         let Some(kept) = self.recent.find(slot, now.monotonic) else {
             return Ok(None);
         };

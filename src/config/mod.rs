@@ -122,8 +122,7 @@ impl Configuration {
         })
     }
 
-    /// The service that a request with this `:authority` and `:path` is for, and its index
-    /// in [`services`](Self::services).
+    /// The service that a request with this `:authority` and `:path` is for.
     ///
     /// Port, case and a dot at the end of the host do not matter. An exact host goes before
     /// a wildcard, a longer wildcard before a shorter one, and `*` comes last. Of services
@@ -139,15 +138,26 @@ impl Configuration {
         authority: &[u8],
         target: &[u8],
         route: impl FnOnce() -> Option<Vec<u8>>,
-    ) -> Result<(usize, &Service), NoService> {
+    ) -> Result<Chosen, NoService> {
         let sharing = self.hosts.services_at(authority)?;
+        let sharing = sharing.ok_or(NoService::Host)?;
         let index = sharing
-            .ok_or(NoService::Host)?
             .service_for(target, route)
             .ok_or(NoService::Share)?;
-        let service = self.services.get(index).ok_or(NoService::Share)?;
-        Ok((index, service))
+        Ok(Chosen {
+            index,
+            by_host_alone: sharing.is_by_host_alone(),
+        })
     }
+}
+
+/// The service that a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Its index in [`Configuration::services`].
+    pub index: usize,
+    /// Whether all requests with this authority are for it, whatever their path and route.
+    pub by_host_alone: bool,
 }
 
 /// Why a request belongs to no service.

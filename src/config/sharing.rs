@@ -127,6 +127,11 @@ impl Sharing {
         Ok(())
     }
 
+    /// Whether one service has the host for itself, without regard to paths and routes.
+    pub(super) const fn is_by_host_alone(&self) -> bool {
+        self.longest == 0 && !self.routed
+    }
+
     /// The index of the service that this target (path and query, as in `:path`) is for. Of
     /// several, the one with the longest prefix; of two with the same, the one that names the
     /// route. `route` is asked for the route's name, once, if a service on this host names one.

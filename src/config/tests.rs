@@ -245,12 +245,14 @@ fn every_field_is_read() {
     );
     assert_eq!(configuration.unmatched_hosts, UnmatchedHosts::Pass);
 
-    let (index, service) = configuration
+    let chosen = configuration
         .service_for(b"a.partners.example.com:443", b"/v1/x", || {
             Some(b"orders".to_vec())
         })
         .unwrap();
-    assert_eq!((index, service.id.as_str()), (0, "1001"));
+    assert_eq!((chosen.index, chosen.by_host_alone), (0, false));
+    let service = &configuration.services[0];
+    assert_eq!(service.id, "1001");
     assert_eq!(token_of(service), "from-the-environment");
     assert_eq!(service.scope.cluster, "backend");
     assert_eq!(service.scope.authority, "backend.local:3000");
@@ -294,8 +296,9 @@ fn every_field_is_read() {
     assert!(!exempt(b"POST", b"/public/a"));
 
     let anything = configuration.service_for(b"anything", b"/", || None);
-    let (index, service) = anything.unwrap();
-    assert_eq!((index, service.id.as_str()), (1, "1002"));
+    let chosen = anything.unwrap();
+    assert_eq!((chosen.index, chosen.by_host_alone), (1, true));
+    assert_eq!(configuration.services[1].id, "1002");
 }
 
 #[test]
@@ -980,7 +983,7 @@ fn services_that_share_a_host_differ_in_path_prefix_or_route() {
     let configuration = sharing(json!({}), json!({ "path_prefix": "/v1" })).unwrap();
     let found = |authority: &str, target: &str| {
         let found = configuration.service_for(authority.as_bytes(), target.as_bytes(), || None);
-        found.map(|(index, _)| index)
+        found.map(|chosen| chosen.index)
     };
     assert_eq!(found("api.example.com", "/v1/x"), Ok(1));
     assert_eq!(found("api.example.com", "/v2/x"), Ok(0));
@@ -999,7 +1002,7 @@ fn a_guarded_host_is_not_unmatched_where_no_service_has_the_path() {
     configuration["unmatched_hosts"] = json!("pass");
     let configuration = parse(&configuration).unwrap();
     let found = configuration.service_for(b"api.example.com", b"/v2", || None);
-    assert_eq!(found.map(|(index, _)| index), Err(NoService::Share));
+    assert_eq!(found.map(|chosen| chosen.index), Err(NoService::Share));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Apart from finding it because its invariants are relied on by every room that comes
 //! after: what is one of these can be asked about, stored and reported.
 
+use memchr::memchr;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -62,7 +63,7 @@ impl<'a> Credential<'a> {
         let value = text(value)?;
         // 3scale looks an application up with every white space as a plus. Told apart here,
         // one application would have a record, and limits, for each way to write its name.
-        let value = if value.contains(' ') {
+        let value = if memchr(b' ', value.as_bytes()).is_some() {
             Cow::Owned(value.replace(' ', "+"))
         } else {
             value
@@ -154,7 +155,23 @@ fn text(bytes: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
         Cow::Borrowed(bytes) => Cow::Borrowed(std::str::from_utf8(bytes).ok()?),
         Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).ok()?),
     };
-    (!text.chars().any(char::is_control)).then_some(text)
+    (is_visible(text.as_bytes()) || !text.chars().any(char::is_control)).then_some(text)
+}
+
+/// Whether all bytes are visible ASCII, by eight at a time. False also for fewer than eight
+/// bytes: then it is not worth it.
+fn is_visible(bytes: &[u8]) -> bool {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = EACH.wrapping_mul(0x80);
+    let visible = |word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        // Of seven bits each, none carries into the next.
+        let from_space = word.wrapping_add(EACH.wrapping_mul(0x80 - 0x20));
+        let beyond_tilde = word.wrapping_add(EACH.wrapping_mul(0x80 - 0x7f));
+        word & HIGH == 0 && from_space & HIGH == HIGH && beyond_tilde & HIGH == 0
+    };
+    let (words, _) = bytes.as_chunks::<8>();
+    bytes.last_chunk::<8>().is_some_and(visible) && words.iter().all(visible)
 }
 
 impl fmt::Debug for Credential<'_> {

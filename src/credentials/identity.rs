@@ -93,8 +93,10 @@ impl Identities {
     #[must_use]
     pub fn digest(&self, credential: &Credential<'_>) -> Digest {
         let mut hasher = self.scope;
-        hasher.write(&[credential.kind().code()]);
-        write(&mut hasher, credential.expose().as_bytes());
+        let value = credential.expose().as_bytes();
+        let [a, b, c, d, e, f, g, h] = length(value);
+        hasher.write(&[credential.kind().code(), a, b, c, d, e, f, g, h]);
+        hasher.write(value);
         Digest(hasher.finish128().as_bytes())
     }
 }
@@ -102,9 +104,12 @@ impl Identities {
 /// Hashes a text with its length before it, so that no byte can move from one text
 /// to the next without changing the digest.
 fn write(hasher: &mut SipHasher13, text: &[u8]) {
-    let length = u64::try_from(text.len()).unwrap_or(u64::MAX);
-    hasher.write(&length.to_le_bytes());
+    hasher.write(&length(text));
     hasher.write(text);
+}
+
+fn length(text: &[u8]) -> [u8; 8] {
+    u64::try_from(text.len()).unwrap_or(u64::MAX).to_le_bytes()
 }
 
 impl fmt::Debug for Identities {

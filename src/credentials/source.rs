@@ -37,7 +37,11 @@ pub enum BasicPart {
 
 /// The decoded name of a parameter of a query or form; not empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParameterName(Box<str>);
+pub struct ParameterName {
+    name: Box<str>,
+    /// Whether it is its own encoding, up to the `=` behind it.
+    is_plain: bool,
+}
 
 /// The name of a header in lower case, as Envoy hands headers to filters.
 ///
@@ -114,12 +118,29 @@ impl ParameterName {
         if name.is_empty() {
             return Err(SourceError::Empty);
         }
-        Ok(Self(name.into()))
+        let is_plain = !name
+            .bytes()
+            .any(|byte| matches!(byte, b'%' | b'+' | b'&' | b'='));
+        Ok(Self {
+            name: name.into(),
+            is_plain,
+        })
+    }
+
+    /// The encoded value of this pair if it has this name.
+    fn value_in<'a>(&self, pair: &'a [u8]) -> Option<&'a [u8]> {
+        if self.is_plain
+            && let Some([b'=', value @ ..]) = pair.strip_prefix(self.name.as_bytes())
+        {
+            return Some(value);
+        }
+        let (name, value) = form::pair(pair);
+        self.is(name).then_some(value)
     }
 
     /// Whether this encoded name is that name.
     fn is(&self, encoded: &[u8]) -> bool {
-        let name = self.0.as_bytes();
+        let name = self.name.as_bytes();
         if !encoded.iter().any(|byte| matches!(byte, b'%' | b'+')) {
             return encoded == name;
         }
@@ -132,8 +153,8 @@ impl ParameterName {
     fn first<'a>(&self, form: &'a [u8]) -> Held<'a> {
         first(
             form::pairs(form)
-                .filter(|(name, _)| self.is(name))
-                .map(|(_, value)| {
+                .filter_map(|pair| self.value_in(pair))
+                .map(|value| {
                     if value.len() > form::longest_encoding(MAXIMUM_BYTES) {
                         Cow::Borrowed(value)
                     } else {

@@ -580,34 +580,28 @@ pub fn parse_pairs(bytes: &[u8]) -> Pairs<'_> {
         return pairs;
     };
     let count = usize::try_from(u32::from_le_bytes(*count)).unwrap_or(0);
-    let Some((mut lengths, mut data)) = count
+    let Some((sizes, mut data)) = count
         .checked_mul(8)
         .and_then(|size| lengths.split_at_checked(size))
     else {
         return pairs;
     };
-    while let Some((name_size, rest)) = lengths.split_first_chunk::<4>() {
-        let Some((value_size, rest)) = rest.split_first_chunk::<4>() else {
-            break;
-        };
-        lengths = rest;
-        let (Some((name, after)), size) = (part(data, *name_size), *value_size) else {
-            break;
-        };
-        let Some((value, after)) = part(after, size) else {
-            break;
-        };
+    let (sizes, _) = sizes.as_chunks::<8>();
+    // One extension writes them in a row; each push would look for room.
+    pairs.extend(sizes.iter().map_while(|sizes| {
+        let sizes = u64::from_le_bytes(*sizes);
+        let (name, after) = part(data, sizes & u64::from(u32::MAX))?;
+        let (value, after) = part(after, sizes >> 32)?;
         data = after;
-        pairs.push((name, value));
-    }
+        Some((name, value))
+    }));
     pairs
 }
 
 /// Splits off one NUL-terminated part.
-fn part(data: &[u8], size: [u8; 4]) -> Option<(&[u8], &[u8])> {
-    let size = usize::try_from(u32::from_le_bytes(size)).ok()?;
-    let (bytes, rest) = data.split_at_checked(size)?;
-    Some((bytes, rest.get(1..)?))
+fn part(data: &[u8], size: u64) -> Option<(&[u8], &[u8])> {
+    let (bytes, rest) = data.split_at_checked(usize::try_from(size).ok()?)?;
+    Some((bytes, rest.split_first()?.1))
 }
 
 #[cfg(test)]

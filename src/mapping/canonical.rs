@@ -41,8 +41,10 @@ pub(super) fn is_boundary(byte: u8) -> bool {
 /// The canonical form of a request's path (without its query). Borrowed if
 /// the path is in that form already. `None` if it does not start with `/`.
 pub fn path(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
-    let segments = raw.strip_prefix(b"/")?;
-    if is_canonical(segments) {
+    if raw.first() != Some(&b'/') {
+        return None;
+    }
+    if is_canonical(raw) {
         return Some(Cow::Borrowed(raw));
     }
     let mut decoded = Vec::with_capacity(raw.len());
@@ -50,21 +52,26 @@ pub fn path(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(resolve(&decoded, End::Closed)))
 }
 
-/// Whether what follows the first slash needs no change.
-fn is_canonical(mut rest: &[u8]) -> bool {
-    loop {
-        let end = rest
-            .iter()
-            .position(|byte| matches!(byte, b'/' | b'%' | &ESCAPE));
-        match end.and_then(|end| rest.split_at_checked(end)) {
-            None => return !matches!(rest, b"." | b".."),
-            Some((b"" | b"." | b"..", _)) => return false,
-            Some((_, after)) => match after.strip_prefix(b"/") {
-                Some(after) => rest = after,
-                None => return false,
-            },
+/// Whether a path that starts with `/` needs no change.
+fn is_canonical(path: &[u8]) -> bool {
+    // Behind the last slash: how many bytes, and whether all of them are dots.
+    let (mut length, mut dots) = (3_usize, true);
+    for byte in path {
+        match byte {
+            b'/' => {
+                if dots && length < 3 {
+                    return false;
+                }
+                (length, dots) = (0, true);
+                continue;
+            }
+            b'%' | &ESCAPE => return false,
+            b'.' => {}
+            _ => dots = false,
         }
+        length = length.saturating_add(1);
     }
+    !(dots && matches!(length, 1 | 2))
 }
 
 /// Appends the text with its percent-encoding undone.

@@ -3,6 +3,7 @@
 //! Apart from the index, which finds the patterns that match: here is what a match means,
 //! in which order, and what it costs.
 
+use memchr::memchr;
 use smallvec::SmallVec;
 use thiserror::Error;
 
@@ -250,8 +251,7 @@ impl Rules {
     ///
     /// The two differ: a request may match and be free.
     pub fn matching(&self, method: &[u8], target: &[u8], usage: &mut Usage) -> bool {
-        let mark = target.iter().position(|byte| *byte == b'?');
-        let (path, query) = mark
+        let (path, query) = memchr(b'?', target)
             .and_then(|mark| target.split_at_checked(mark))
             .unwrap_or((target, b""));
         let Some(path) = canonical::path(path) else {
@@ -266,7 +266,9 @@ impl Rules {
                 candidates.push(number);
             }
         });
-        candidates.sort_unstable();
+        if candidates.len() > 1 {
+            candidates.sort_unstable();
+        }
 
         let mut parameters = None;
         let mut matched = false;

@@ -126,6 +126,9 @@ pub struct Root {
     /// Where services have tokens.
     issuers: Issuers,
     unmatched: UnmatchedHosts,
+    /// The authority of the last request that was for a service by its host alone, and the
+    /// service: most requests are for the host that the one before was for.
+    last_host: Option<(Vec<u8>, usize)>,
     swept: u32,
     rounds: Rounds,
     few_refreshes: Seldom,
@@ -179,6 +182,7 @@ impl Root {
             calls: UnderWay::default(),
             issuers,
             unmatched: UnmatchedHosts::define(),
+            last_host: None,
             swept: 0,
             rounds: Rounds::default(),
             few_refreshes: Seldom::default(),

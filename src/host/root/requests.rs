@@ -4,9 +4,9 @@ use super::behind::Behind;
 use super::gate::Shut;
 use super::tokens::{Checked, tell_claims};
 use super::{Call, Fetch, Root, Waiting, access, bodies, milliseconds};
-use crate::authorization::{Asked, Joined, Landing, Verdict, application};
-use crate::config::{NoService, Unknown, UnmatchedHosts};
-use crate::credentials::{Body, Digest, Found, Kind, Stripped};
+use crate::authorization::{Asked, Identity, Joined, Landing, Verdict, application};
+use crate::config::{NoService, Tokens, Unknown, UnmatchedHosts};
+use crate::credentials::{Body, Credential, Digest, Found, Kind, Stripped};
 use crate::host::abi::{self, Action, HostResult, MapType};
 use crate::host::local_reply::{Reply, tell, wants_grpc};
 use crate::host::stats::Counter;
@@ -17,13 +17,16 @@ use crate::host::{calls, clock};
 use crate::moment::Moment;
 use crate::request::{Headers, Request};
 use crate::service_management::Denial;
-use crate::tokens::Requirements;
+use crate::tokens::{Requirements, Verified};
+use std::rc::Rc;
 
 /// Requests that may wait for answers in one VM: each holds a connection, and some
 /// hundred bytes here.
 const MOST_WAITING: usize = 10_000;
 /// Of them, requests that may wait for one application: nobody takes all the places with one key.
 const MOST_WAITING_FOR_ONE: usize = 5_000;
+/// The longest authority that is remembered: a host name of the DNS with a port.
+const LONGEST_AUTHORITY: usize = 260;
 /// The path of the property that has the name of Envoy's route.
 const ROUTE_NAME: &[u8] = b"xds\0route_name";
 
@@ -66,13 +69,26 @@ impl Root {
     }
 
     /// The index of the request's service. `None`: it passes, for its host is nobody's.
-    fn service_for(&self, request: &Request<'_>) -> Result<Option<usize>, Reply> {
+    fn service_for(&mut self, request: &Request<'_>) -> Result<Option<usize>, Reply> {
+        if let Some((authority, index)) = &self.last_host
+            && authority == request.authority
+        {
+            return Ok(Some(*index));
+        }
         let route = || abi::property(ROUTE_NAME).ok();
         let found = self
             .configuration
             .service_for(request.authority, request.target, route);
         match found {
-            Ok((index, _)) => Ok(Some(index)),
+            Ok(chosen) => {
+                if chosen.by_host_alone && request.authority.len() <= LONGEST_AUTHORITY {
+                    let (authority, index) = self.last_host.get_or_insert_default();
+                    authority.clear();
+                    authority.extend_from_slice(request.authority);
+                    *index = chosen.index;
+                }
+                Ok(Some(chosen.index))
+            }
             Err(why) => {
                 self.unmatched.count();
                 let pass = self.configuration.unmatched_hosts == UnmatchedHosts::Pass;
@@ -95,12 +111,8 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
-        let at_work = self.services.get_mut(index).ok_or(Reply::Misconfigured)?;
-        let service = self
-            .configuration
-            .services
-            .get(index)
-            .ok_or(Reply::Misconfigured)?;
+        let at_work = self.services.get(index).ok_or(Reply::Misconfigured)?;
+        let service = Rc::clone(&at_work.service);
         if service.is_exempt(request) {
             at_work.stats.count(Counter::Exempt);
             return Ok(Action::Continue);
@@ -108,7 +120,32 @@ impl Root {
         if matches!(body, Body::Whole(body) if bodies::is_too_large(body.len())) {
             return Err(at_work.refused(Reply::LargeBody));
         }
-        let mut found = service.credentials.find(request, body);
+        let found = service.credentials.find(request, body);
+        // Apart, so that others do not pay for it.
+        if service.tokens.is_some() {
+            return self.decide_with_tokens(stream_id, index, request, found, shared, now);
+        }
+        match found {
+            Found::Credential(credential) => {
+                self.decide_for(stream_id, index, request, &credential, None, shared, now)
+            }
+            found => self.without_credential(index, request, &found),
+        }
+    }
+
+    /// Decides about a request of a service that has tokens.
+    #[inline(never)]
+    fn decide_with_tokens(
+        &mut self,
+        stream_id: u32,
+        index: usize,
+        request: &Request<'_>,
+        mut found: Found<'_>,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<Action, Reply> {
+        let at_work = self.services.get_mut(index).ok_or(Reply::Misconfigured)?;
+        let service = Rc::clone(&at_work.service);
         let mut verified = None;
         if let (Some(tokens), Some(configured)) = (&mut at_work.tokens, &service.tokens) {
             let (policy, issuers) = (&configured.policy, &mut self.issuers);
@@ -138,23 +175,58 @@ impl Root {
                 (None, _) => None,
             };
         }
-        let credential = match found {
-            Found::Credential(credential) => credential,
+        let verified = verified.as_deref();
+        match found {
+            Found::Credential(credential) => {
+                self.decide_for(stream_id, index, request, &credential, verified, shared, now)
+            }
             Found::Token(_) => {
-                let application = verified.as_ref().map(|verified| &*verified.application);
-                let of_token = |application| service.credentials.of_token(application, request);
-                match application.and_then(of_token) {
-                    Some(credential) => credential,
-                    None => return Err(at_work.refused(Reply::UnusableCredential)),
+                let credential = verified.and_then(|verified| {
+                    let application = &verified.application;
+                    service.credentials.of_token(application, request)
+                });
+                match credential {
+                    Some(credential) => {
+                        self.decide_for(stream_id, index, request, &credential, verified, shared, now)
+                    }
+                    None => Err(self.refused(index, Reply::UnusableCredential)),
                 }
             }
+            found => self.without_credential(index, request, &found),
+        }
+    }
+
+    /// What becomes of a request that shows nobody's credential.
+    #[cold]
+    fn without_credential(
+        &self,
+        index: usize,
+        request: &Request<'_>,
+        found: &Found<'_>,
+    ) -> Result<Action, Reply> {
+        let at_work = self.services.get(index).ok_or(Reply::Misconfigured)?;
+        Err(at_work.refused(match found {
             Found::InBody => return bodies::wait(request).map_err(|reply| at_work.refused(reply)),
-            Found::Missing if service.tokens.is_some() => {
-                return Err(at_work.refused(Reply::NoToken));
-            }
-            Found::Missing => return Err(at_work.refused(Reply::NoCredential)),
-            Found::Unusable => return Err(at_work.refused(Reply::UnusableCredential)),
-        };
+            Found::Missing if at_work.service.tokens.is_some() => Reply::NoToken,
+            Found::Missing => Reply::NoCredential,
+            Found::Unusable | Found::Token(_) | Found::Credential(_) => Reply::UnusableCredential,
+        }))
+    }
+
+    /// Decides about a request with a credential, and with a token if its service has them.
+    #[expect(clippy::too_many_arguments, reason = "a request is what it is")]
+    fn decide_for(
+        &mut self,
+        stream_id: u32,
+        index: usize,
+        request: &Request<'_>,
+        credential: &Credential<'_>,
+        verified: Option<&Verified>,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<Action, Reply> {
+        let at_work = self.services.get(index).ok_or(Reply::Misconfigured)?;
+        let service = &*at_work.service;
         shared.usage.clear();
         if !service
             .rules
@@ -163,13 +235,7 @@ impl Root {
             return Err(at_work.refused(Reply::NoRule));
         }
         if let Some(tokens) = &service.tokens {
-            let required = tokens.required(request.method, request.target);
-            match &verified {
-                Some(verified) if verified.meets.has_all(required) => {}
-                Some(_) => return Err(at_work.refused(Reply::InsufficientScope)),
-                None if required == Requirements::default() => {}
-                None => return Err(at_work.refused(Reply::NoToken)),
-            }
+            meets(tokens, request, verified).map_err(|reply| at_work.refused(reply))?;
         }
         // Before it is counted or waits: afterwards there is no way back.
         if let Some(stripped) = service.credentials.strip(request)
@@ -177,15 +243,15 @@ impl Root {
         {
             return Err(at_work.refused(Reply::Contended));
         }
-        if service.tokens.is_some() && tell_claims(service, verified.as_deref()).is_err() {
+        if service.tokens.is_some() && tell_claims(service, verified).is_err() {
             return Err(at_work.refused(Reply::Contended));
         }
-        let identity = at_work.identity(&credential);
+        let identity = at_work.identity(credential);
         let verdict = shared.applications.decide(
             &shared.data,
             &identity,
             &shared.usage,
-            &at_work.service.metrics,
+            &service.metrics,
             now,
         );
         #[cfg(feature = "trap-for-tests")]
@@ -207,27 +273,37 @@ impl Root {
             }
             Ok(Verdict::Refused(refusal)) => Err(at_work.refused(refusal.into())),
             Err(_) => Err(at_work.refused(Reply::Contended)),
-            Ok(Verdict::Unknown) => {
-                let waiting = Waiting {
-                    stream_id,
-                    usage: shared.usage.clone(),
-                    shows: identity.shown.to_asked(),
-                    answers: 0,
-                };
-                let fetch = Fetch {
-                    service: index,
-                    kind: identity.kind,
-                    value: identity.value.to_vec(),
-                    asked: Asked::default(),
-                    attempt: 0,
-                    waiting: Vec::new(),
-                    waits_until: None,
-                    again: false,
-                };
-                let digest = identity.digest;
-                self.wait(digest, fetch, waiting, shared, now)
-            }
+            Ok(Verdict::Unknown) => self.wait_for(stream_id, index, &identity, shared, now),
         }
+    }
+
+    /// Pauses a request of which its application is not known.
+    #[cold]
+    fn wait_for(
+        &mut self,
+        stream_id: u32,
+        service: usize,
+        identity: &Identity<'_>,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Result<Action, Reply> {
+        let waiting = Waiting {
+            stream_id,
+            usage: shared.usage.clone(),
+            shows: identity.shown.to_asked(),
+            answers: 0,
+        };
+        let fetch = Fetch {
+            service,
+            kind: identity.kind,
+            value: identity.value.to_vec(),
+            asked: Asked::default(),
+            attempt: 0,
+            waiting: Vec::new(),
+            waits_until: None,
+            again: false,
+        };
+        self.wait(identity.digest, fetch, waiting, shared, now)
     }
 
     /// Whether nobody more may wait for this application.
@@ -441,6 +517,21 @@ impl Root {
             &application(kind, value, asked.app_key.as_deref()),
             asked.referrer.as_deref(),
         )
+    }
+}
+
+/// Whether a request's token allows what the request does.
+fn meets(
+    tokens: &Tokens,
+    request: &Request<'_>,
+    verified: Option<&Verified>,
+) -> Result<(), Reply> {
+    let required = tokens.required(request.method, request.target);
+    match verified {
+        Some(verified) if verified.meets.has_all(required) => Ok(()),
+        Some(_) => Err(Reply::InsufficientScope),
+        None if required == Requirements::default() => Ok(()),
+        None => Err(Reply::NoToken),
     }
 }
 
