@@ -3,13 +3,21 @@
 //! Envoy shows them as `wasmcustom.tollgate.<service id>.<counter>`. They add up over
 //! all VMs of the process; there are as many as services times counters, whatever the
 //! traffic is.
+//!
+//! Each is exact at once but for requests that were admitted at first sight: a call of the host
+//! for each would be a thirtieth of what such a request costs, so a VM hands them over by
+//! [`BY_SO_MANY`], and on its next tick. Those of a VM that traps meanwhile are missing; their usage
+//! is not, for that is in the records.
 
 use super::abi::{self, MetricType};
 use crate::authorization::Units;
 use crate::mapping::{MetricId, Metrics};
 use crate::service_management::Failure;
 use crate::usage::Accounts;
+use std::cell::Cell;
 
+/// How many admitted requests a VM keeps to itself at most, and one more.
+const BY_SO_MANY: u64 = 64;
 /// Stands for the metrics of other configurations.
 const OTHER_METRICS: &str = "_other";
 
@@ -158,6 +166,8 @@ impl From<Failure> for Counter {
 pub struct Stats {
     /// Host ids, by counter; `None` where the host refused.
     ids: [Option<u32>; Counter::ALL.len()],
+    /// Of [`Counter::Admitted`], what Envoy has not been told. Below [`BY_SO_MANY`].
+    admitted: Cell<u64>,
 }
 
 impl Stats {
@@ -168,7 +178,22 @@ impl Stats {
             ids: Counter::ALL.map(|(_, name)| {
                 abi::define_metric(MetricType::Counter, &format!("tollgate.{service}.{name}")).ok()
             }),
+            admitted: Cell::new(0),
         }
+    }
+
+    /// Counts a request that was admitted at first sight; Envoy is told with others.
+    pub fn count_admitted(&self) {
+        let admitted = self.admitted.get().saturating_add(1);
+        self.admitted.set(admitted);
+        if admitted >= BY_SO_MANY {
+            self.hand_over();
+        }
+    }
+
+    /// Tells Envoy what has been kept back.
+    pub fn hand_over(&self) {
+        self.add(Counter::Admitted, self.admitted.take());
     }
 
     /// Counts one.
@@ -183,6 +208,13 @@ impl Stats {
         {
             abi::increment_metric(*id, i64::try_from(by).unwrap_or(i64::MAX));
         }
+    }
+}
+
+impl Drop for Stats {
+    /// Another configuration takes the place of this one.
+    fn drop(&mut self) {
+        self.hand_over();
     }
 }
 

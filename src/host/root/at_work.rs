@@ -141,6 +141,15 @@ impl AtWork {
         self.shown(&Asked::default()).about_application(app_key)
     }
 
+    /// Counts a request that was admitted without waiting.
+    pub fn admitted_at_once(&self, stale: bool) {
+        self.stats.count_admitted();
+        if stale {
+            self.stats.count(Counter::AdmittedStale);
+        }
+    }
+
+    /// Counts a request that was admitted after it had waited.
     pub fn admitted(&self, stale: bool) {
         self.stats.count(Counter::Admitted);
         if stale {

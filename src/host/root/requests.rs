@@ -258,7 +258,7 @@ impl Root {
         trap::asked(&request.headers, trap::Point::Decided);
         match verdict {
             Ok(Verdict::Admitted { stale }) => {
-                at_work.admitted(stale);
+                at_work.admitted_at_once(stale);
                 if let Some(left) = shared.applications.take_quota() {
                     tell(&left, now);
                 }

@@ -68,6 +68,9 @@ fn lease(services: usize, period: u32) -> u64 {
 impl Root {
     /// Leads where this VM may: flushes, refreshes, sweeps.
     pub fn on_tick(&mut self, shared: &mut Shared, now: Moment) {
+        for at_work in &self.services {
+            at_work.stats.hand_over();
+        }
         if self.shares_limits() && now.monotonic < self.next_full_tick {
             self.hurry(shared, now);
             return;

@@ -13,7 +13,6 @@ use crate::support::*;
 
 /// Every kind of key that the filter has, by the letter after the prefix.
 const KINDS: &[u8] = b"rnkzdslfqb";
-const KIND_AT: usize = b"tollgate2".len();
 
 type Damage = fn(&mut Random, &mut Vec<u8>);
 

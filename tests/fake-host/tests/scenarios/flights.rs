@@ -270,7 +270,7 @@ fn what_is_no_message_to_this_vm_changes_nothing() {
     let keys = envoy.shared_keys();
     let value = keys
         .iter()
-        .filter(|key| key.get(11) == Some(&b'f'))
+        .filter(|key| key.get(KIND_AT) == Some(&b'f'))
         .find_map(|key| envoy.shared_data().get(key));
     let (value, _) = value.expect("a question under way");
     let forged = Message {
@@ -433,7 +433,7 @@ fn workers_that_come_and_go_leave_no_queues_and_no_keys_behind() {
         envoy.canary(&workers[0], &plain());
         tick(&envoy, &workers, seconds(30));
         let mailboxes = envoy.shared_keys();
-        let mailboxes = mailboxes.iter().filter(|key| key.get(11) == Some(&b'q'));
+        let mailboxes = mailboxes.iter().filter(|key| key.get(KIND_AT) == Some(&b'q'));
         known = mailboxes.count();
     }
     assert!((2..10).contains(&known), "{known} names of queues");

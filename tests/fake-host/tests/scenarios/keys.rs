@@ -537,7 +537,7 @@ fn a_list_that_somebody_spoiled_is_asked_for_again() {
     let mut backend = Application::with(&["k1"]);
     backend.get(&envoy, &workers[0], "k1");
     let key = envoy.shared_keys().into_iter();
-    let key = key.clone().find(|key| key.get(11) == Some(&b'a')).unwrap();
+    let key = key.clone().find(|key| key.get(KIND_AT) == Some(&b'a')).unwrap();
     let (mut value, cas) = envoy.shared_data().get(&key).unwrap();
     let last = value.len() - 1;
     value[last] ^= 1;

@@ -123,6 +123,9 @@ pub fn key_of(call: &Call) -> String {
     key.expect("a user_key").1.into_owned()
 }
 
+/// Where a key of shared data says of what kind it is.
+pub const KIND_AT: usize = b"tollgate2".len();
+
 /// The first value of a stat of service 1001, by the end of its name.
 pub fn stat(envoy: &FakeEnvoy, name: &str) -> u64 {
     envoy.stat(&format!("tollgate.1001.{name}"))

@@ -121,7 +121,7 @@ fn token(envoy: &FakeEnvoy) -> u32 {
     let key = envoy
         .shared_keys()
         .into_iter()
-        .find(|key| key.get(11) == Some(&b'r') && key.ends_with(&slot))
+        .find(|key| key.get(KIND_AT) == Some(&b'r') && key.ends_with(&slot))
         .expect("there is a record");
     envoy.shared_data().get(&key).expect("it has a value").1
 }
