@@ -310,6 +310,16 @@ mod tests {
         Moment { wall: 0, monotonic }
     }
 
+    /// The same, with keys that came at 10.
+    fn fetched(data: &Memory) -> Keyring {
+        let keyring = keyring();
+        keyring.turn(data, Wanted::Refresh, at(1)).unwrap();
+        keyring
+            .finish(data, Some(testing::JWKS.as_bytes()), 1, at(10))
+            .unwrap();
+        keyring
+    }
+
     #[test]
     fn one_fetches_and_all_have_the_keys() {
         let data = Memory::default();
@@ -356,11 +366,7 @@ mod tests {
     #[test]
     fn keys_are_refreshed_when_they_are_old_and_not_before() {
         let data = Memory::default();
-        let keyring = keyring();
-        keyring.turn(&data, Wanted::Refresh, at(1)).unwrap();
-        keyring
-            .finish(&data, Some(testing::JWKS.as_bytes()), 1, at(10))
-            .unwrap();
+        let keyring = fetched(&data);
         assert_eq!(
             keyring.turn(&data, Wanted::Refresh, at(600_009)),
             Ok(Turn::Later(600_010))
@@ -374,11 +380,7 @@ mod tests {
     #[test]
     fn a_failure_keeps_the_keys_and_is_tried_again_ever_later() {
         let data = Memory::default();
-        let keyring = keyring();
-        keyring.turn(&data, Wanted::Refresh, at(1)).unwrap();
-        keyring
-            .finish(&data, Some(testing::JWKS.as_bytes()), 1, at(10))
-            .unwrap();
+        let keyring = fetched(&data);
         let mut now = 600_010;
         for pause in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
             assert_eq!(
