@@ -3,12 +3,14 @@
 //! servers that the filter's crate must not depend on.
 
 mod gateway;
+mod key_manager;
 mod load;
 mod provider;
 mod recorder;
 mod token_service;
 
 pub use gateway::{Gateway, PATIENCE, SERVICE, Setup, merge, wall_milliseconds};
+pub use key_manager::{KeyManager, Said};
 pub use load::{Load, Sample, percentile};
 pub use provider::Provider;
 pub use recorder::{Recorder, Seen};
