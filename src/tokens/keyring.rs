@@ -289,6 +289,7 @@ mod tests {
     use super::super::discovery::{Start, Url};
     use super::super::testing;
     use super::*;
+    use crate::moment::testing::at;
     use crate::shared_data::memory::Memory;
     use std::time::Duration;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -304,10 +305,6 @@ mod tests {
             kept: Duration::from_secs(3_600),
         };
         Keyring::new("https://id", &discovery)
-    }
-
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
     }
 
     /// The same, with keys that came at 10.

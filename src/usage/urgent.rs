@@ -346,13 +346,10 @@ mod tests {
         ALICE, STRICT, at as moment, known, limit, metrics, usage,
     };
     use crate::authorization::{Lifetimes, Period};
+    use crate::moment::testing::at;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
-    }
 
     #[test]
     fn a_budget_gives_less_than_three_calls_a_second_and_saves_up_no_more_than_one() {
