@@ -210,7 +210,7 @@ fn full_list(used: [&str; 2]) -> (FakeEnvoy, Worker, Application) {
 
 #[test]
 fn a_wrong_key_after_a_right_one_is_refused_and_a_second_right_one_let_in_without_a_call() {
-    let (envoy, workers, mut backend) = known_to_two(&["k1", "k2"]);
+    let (envoy, workers, backend) = known_to_two(&["k1", "k2"]);
     for worker in &workers {
         for (key, status) in [("k2", None), ("wrong", Some(403)), ("k1", None)] {
             assert_eq!(get_with(worker, "app", key).told(), status, "{key}");
@@ -437,7 +437,7 @@ fn a_key_that_is_asked_about_behind_serves_no_other_key() {
 
 #[test]
 fn while_nobody_answers_a_key_in_use_is_asked_about_behind_and_still_goes_on() {
-    let (envoy, worker, mut backend) = full_list(["k0", "k299"]);
+    let (envoy, worker, _) = full_list(["k0", "k299"]);
     envoy.advance(seconds(50));
     for _ in 0..3 {
         get_with(&worker, "app", "k0").forwarded();
@@ -509,7 +509,7 @@ fn when_the_key_of_the_refreshes_has_gone_another_is_found_out() {
 
 #[test]
 fn a_listed_key_is_good_and_another_wrong_while_nobody_answers() {
-    let (envoy, worker, mut backend) = known(&["k1", "k2"]);
+    let (envoy, worker, _) = known(&["k1", "k2"]);
     envoy.advance(seconds(120));
     get_with(&worker, "app", "k2").forwarded();
     let stream = get_with(&worker, "app", "wrong").paused();
