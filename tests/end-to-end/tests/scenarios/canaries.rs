@@ -781,7 +781,7 @@ async fn no_secret_is_in_anything_that_comes_out() -> Result<()> {
     // That the search finds what is there: in each place, in each form.
     for (place, text) in &searched {
         let lines = forms().map(|form| format!("a line with x{form}x in it"));
-        let planted = format!("{text}{}\n", lines.join("\n"));
+        let planted = format!("{text}\n{}\n", lines.join("\n"));
         assert_eq!(found(&planted), lines, "planted in {place}");
     }
     // And put in for real: the API shows a header, an operator a secret in a field that is

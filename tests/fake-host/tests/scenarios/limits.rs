@@ -129,10 +129,10 @@ fn a_flush_in_the_middle_of_the_storm_changes_no_count() {
     let admitted: u64 = sent.iter().map(|(admitted, _)| admitted).sum();
     // A thread that stood still for ten seconds of the others' left a batch to be sent again.
     let late = pass_time(&envoy, &workers, seconds(60), |call| {
-        let known = || authorized().limit("hits", "day", 3_000, 0);
+        let known = authorized().limit("hits", "day", 3_000, 0);
         Some(match is_report(call) {
             true => accepted(),
-            false => known().at(envoy.wall_ms()).into(),
+            false => known.at(envoy.wall_ms()),
         })
     });
     let reported: u64 = sent.iter().map(|(_, reported)| reported).sum();
