@@ -26,3 +26,15 @@ impl Moment {
         seconds.saturating_sub(seconds % 60)
     }
 }
+
+#[cfg(test)]
+pub mod testing {
+    //! What tests have in common to which the time of day is nothing.
+
+    use super::Moment;
+
+    /// A moment by the monotonic clock.
+    pub fn at(monotonic: u64) -> Moment {
+        Moment { wall: 0, monotonic }
+    }
+}

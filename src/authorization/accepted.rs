@@ -161,14 +161,11 @@ fn parse(value: &[u8]) -> Option<impl Iterator<Item = Entry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::moment::testing::at;
     use crate::shared_data::Token;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
-    }
 
     fn digest(number: u8) -> Digest {
         Digest([number; 16])

@@ -263,18 +263,13 @@ pub const fn mix(one: u64, other: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{at, known, limit, metrics, usage};
+    use super::super::testing::{STRICT, at, known, limit, metrics, usage};
     use super::super::{Period, Record, Refusal};
     use super::*;
     use crate::authorization::Outcome;
     use crate::moment::Moment;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    const STRICT: Accuracy = Accuracy::Strict {
-        gateways: 4,
-        settled_after: 1_000,
-    };
 
     /// A record with a limit of 1,200 hits a minute, of which so many are used by others.
     fn record(accuracy: Accuracy, used: u64) -> Record {

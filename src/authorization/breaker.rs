@@ -203,15 +203,12 @@ fn parse(value: &[u8], now: Moment) -> Option<State> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::moment::testing::at;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     const BREAKER: Breaker = Breaker::new(7);
-
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
-    }
 
     /// Fails until the breaker opens, all at once.
     fn opened() -> Memory {

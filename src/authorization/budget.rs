@@ -139,14 +139,11 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::moment::testing::at;
     use crate::shared_data::Token;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
-    }
 
     fn taken(data: &Memory, budget: Budget, now: u64) -> u32 {
         taken_by(Caller::Stranger, data, budget, now)

@@ -85,14 +85,11 @@ fn parse(value: &[u8], now: Moment) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::moment::testing::at;
     use crate::shared_data::Token;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
-    }
 
     #[test]
     fn everybody_gets_a_number_of_their_own_and_keeps_it() {

@@ -499,9 +499,8 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
-    use super::super::keys::KeyRule;
-    use super::super::shown::{Referrer, Shown};
-    use super::super::testing::{at, known, limit, metrics};
+    use super::super::shown::Shown;
+    use super::super::testing::{ALICE, at, known, limit, metrics};
     use super::super::{Accuracy, Applications, Identity, Lifetimes, Period, State};
     use super::*;
     use crate::shared_data::memory::Memory;
@@ -514,19 +513,6 @@ mod tests {
         negative_ttl: 1_000,
         stale_if_error: 1_000,
         accuracy: Accuracy::Exact,
-    };
-
-    const ALICE: Identity<'_> = Identity {
-        digest: Digest([1; 16]),
-        scope: 7,
-        kind: Kind::UserKey,
-        value: b"alice",
-        shown: Shown {
-            rule: KeyRule::IfAny,
-            app_key: None,
-            referrer: Referrer::Ignored,
-        },
-        tells: false,
     };
 
     const AHEAD: Ahead = Ahead {

@@ -85,15 +85,12 @@ impl Strangers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::moment::testing::at;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     const DENIAL: Denial = Denial::UserKeyInvalid;
-
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
-    }
 
     fn digest(number: u32) -> Digest {
         let mut bytes = [3; 16];

@@ -1,12 +1,35 @@
 //! What the tests of this room have in common: a service, its metrics, answers, moments.
 
-use super::{Period, Window};
+use super::keys::KeyRule;
+use super::shown::{Referrer, Shown};
+use super::{Accuracy, Identity, Period, Window};
+use crate::credentials::{Digest, Kind};
 use crate::mapping::{Metrics, Usage};
 use crate::moment::Moment;
 use crate::service_management::{Authorization, UsageReport};
 
 /// 2026-11-21 20:47:00 UTC, the first second of a minute.
 pub const START: u64 = 1_795_294_020;
+
+/// An application that is known by its `user_key`.
+pub const ALICE: Identity<'_> = Identity {
+    digest: Digest([1; 16]),
+    scope: 7,
+    kind: Kind::UserKey,
+    value: b"alice",
+    shown: Shown {
+        rule: KeyRule::IfAny,
+        app_key: None,
+        referrer: Referrer::Ignored,
+    },
+    tells: false,
+};
+
+/// One of four gateways, which share limits as exactly as can be.
+pub const STRICT: Accuracy = Accuracy::Strict {
+    gateways: 4,
+    settled_after: 1_000,
+};
 
 /// A moment so many milliseconds after the start, on both clocks.
 pub fn at(milliseconds: u64) -> Moment {

@@ -403,6 +403,15 @@ pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", format!("{start}\u{2026}"))
 }
 
+/// An address for an error, without the user and the password that it begins with: they have no
+/// place there, and are a secret nevertheless.
+pub(super) fn quoted_address(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_, rest)) => quoted(&format!("\u{2026}@{rest}")),
+        None => quoted(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,6 +437,18 @@ mod tests {
             r#"services[0].mapping_rules[12].usage["a.b \"c\""]"#
         );
         assert_eq!(root.field("").to_string(), r#"[""]"#);
+    }
+
+    #[test]
+    fn an_address_is_told_without_who_is_to_be_there() {
+        for written in [
+            "https://gateway:p%40ss@id.example/keys",
+            "https://gateway:p@ss@id.example/keys",
+            "gateway@id.example/keys",
+        ] {
+            assert_eq!(quoted_address(written), "\"\u{2026}@id.example/keys\"");
+        }
+        assert_eq!(quoted_address("/keys"), "\"/keys\"");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::Environment;
-use super::error::{ConfigurationError, Place, Problem, quoted};
+use super::error::{ConfigurationError, Place, Problem, quoted_address};
 use super::service::secret;
 use super::settings::{DAY, MINUTE, SECOND, number, within};
 use super::tokens::{application, texts};
@@ -64,7 +64,7 @@ pub(super) fn introspection(
     named(&shape.cluster, "cluster", "the name of an Envoy cluster")?;
     let url = Url::parse(&shape.url).map_err(|error| {
         place.field("url").error(Problem::Url {
-            found: quoted(&shape.url),
+            found: quoted_address(&shape.url),
             error,
         })
     })?;
@@ -197,7 +197,8 @@ mod tests {
         let written = with("client_secret", json!("from-environment"));
         let literal = super::tests::checked(&written).unwrap();
         let fresh = super::tests::checked(&with("ttl", json!("30s"))).unwrap();
-        assert_eq!(literal.client, fresh.client);
+        let client = Client::new("gateway", "from-environment");
+        assert_eq!([literal.client, fresh.client], [client.clone(), client]);
         assert_eq!(seconds(fresh.ttl), 30);
     }
 
@@ -209,6 +210,10 @@ mod tests {
             (
                 with("url", json!("/introspect")),
                 ".url: \"/introspect\": must be a URL",
+            ),
+            (
+                with("url", json!("https://a:from-environment@id.example/")),
+                ".url: \"\u{2026}@id.example/\": must be a URL",
             ),
             (with("client_id", json!("")), ".client_id: is empty"),
             (

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::error::{ConfigurationError, Place, Problem, quoted, shown};
+use super::error::{ConfigurationError, Place, Problem, quoted_address, shown};
 use super::{Trust, accuracy, duration, hosts, shape};
 use crate::authorization::Accuracy;
 
@@ -87,7 +87,7 @@ impl ServiceManagement {
                 .error(Problem::EmptyText("the name of an Envoy cluster")));
         }
         if !hosts::is_authority(&shape.authority) {
-            let found = quoted(&shape.authority);
+            let found = quoted_address(&shape.authority);
             return Err(place.field("authority").error(Problem::Authority(found)));
         }
         Ok(Self {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Environment;
-use super::error::{ConfigurationError, Place, Problem, quoted, shown};
+use super::error::{ConfigurationError, Place, Problem, quoted, quoted_address, shown};
 use super::settings::{number, within};
 use crate::credentials::{HeaderName, Source};
 use crate::mapping::{MetricId, Metrics, Rule, Rules, Usage};
@@ -411,7 +411,7 @@ fn discovery(
     let url = |text: &str, url: Result<Url, _>, place: &Place<'_>| {
         url.map_err(|error| {
             place.error(Problem::Url {
-                found: quoted(text),
+                found: quoted_address(text),
                 error,
             })
         })

@@ -420,7 +420,12 @@ mod tests {
         let introspection = introspection();
         let text = format!("{introspection:?}");
         assert!(text.contains("client: [secret]"), "{text}");
-        assert!(!text.contains("Basic"), "{text}");
+        let shown = introspection.client.authorization();
+        let pair = shown.strip_prefix("Basic ").unwrap();
+        let of_the_pair = ["a b:c", "a+b%3Ac", "s&+%", "s%26%2B", "Basic", pair];
+        for secret in of_the_pair {
+            assert!(!text.contains(secret), "{secret}: {text}");
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! key at each verification. Nothing here needs random numbers.
 
 use p256::ecdsa::signature::Verifier;
-use rsa::sha2::{Sha256, Sha384, Sha512};
+use rsa::pkcs8::AssociatedOid;
+use rsa::sha2::{Digest, Sha256, Sha384, Sha512};
 use rsa::traits::PublicKeyParts;
 use rsa::{BigUint, RsaPublicKey, pkcs1v15, pss};
 
@@ -103,36 +104,12 @@ impl PublicKey {
     #[must_use]
     pub fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         match (self, algorithm) {
-            (Self::Rsa(key), Algorithm::Rs256) => rs(
-                &pkcs1v15::VerifyingKey::<Sha256>::new((**key).clone()),
-                message,
-                signature,
-            ),
-            (Self::Rsa(key), Algorithm::Rs384) => rs(
-                &pkcs1v15::VerifyingKey::<Sha384>::new((**key).clone()),
-                message,
-                signature,
-            ),
-            (Self::Rsa(key), Algorithm::Rs512) => rs(
-                &pkcs1v15::VerifyingKey::<Sha512>::new((**key).clone()),
-                message,
-                signature,
-            ),
-            (Self::Rsa(key), Algorithm::Ps256) => ps(
-                &pss::VerifyingKey::<Sha256>::new((**key).clone()),
-                message,
-                signature,
-            ),
-            (Self::Rsa(key), Algorithm::Ps384) => ps(
-                &pss::VerifyingKey::<Sha384>::new((**key).clone()),
-                message,
-                signature,
-            ),
-            (Self::Rsa(key), Algorithm::Ps512) => ps(
-                &pss::VerifyingKey::<Sha512>::new((**key).clone()),
-                message,
-                signature,
-            ),
+            (Self::Rsa(key), Algorithm::Rs256) => rs::<Sha256>(key, message, signature),
+            (Self::Rsa(key), Algorithm::Rs384) => rs::<Sha384>(key, message, signature),
+            (Self::Rsa(key), Algorithm::Rs512) => rs::<Sha512>(key, message, signature),
+            (Self::Rsa(key), Algorithm::Ps256) => ps::<Sha256>(key, message, signature),
+            (Self::Rsa(key), Algorithm::Ps384) => ps::<Sha384>(key, message, signature),
+            (Self::Rsa(key), Algorithm::Ps512) => ps::<Sha512>(key, message, signature),
             (Self::P256(key), Algorithm::Es256) => p256::ecdsa::Signature::from_slice(signature)
                 .is_ok_and(|signature| key.verify(message, &signature).is_ok()),
             (Self::P384(key), Algorithm::Es384) => p384::ecdsa::Signature::from_slice(signature)
@@ -148,12 +125,22 @@ impl PublicKey {
 
 // By the verifying keys and not by `RsaPublicKey::verify`: that does not compare a PSS signature
 // with the modulus (rsa 0.9.10), so a signature could be written in two ways.
-fn rs(key: &impl Verifier<pkcs1v15::Signature>, message: &[u8], signature: &[u8]) -> bool {
+fn rs<D>(key: &RsaPublicKey, message: &[u8], signature: &[u8]) -> bool
+where
+    D: Digest + AssociatedOid,
+    pkcs1v15::VerifyingKey<D>: Verifier<pkcs1v15::Signature>,
+{
+    let key = pkcs1v15::VerifyingKey::<D>::new(key.clone());
     pkcs1v15::Signature::try_from(signature)
         .is_ok_and(|signature| key.verify(message, &signature).is_ok())
 }
 
-fn ps(key: &impl Verifier<pss::Signature>, message: &[u8], signature: &[u8]) -> bool {
+fn ps<D>(key: &RsaPublicKey, message: &[u8], signature: &[u8]) -> bool
+where
+    D: Digest,
+    pss::VerifyingKey<D>: Verifier<pss::Signature>,
+{
+    let key = pss::VerifyingKey::<D>::new(key.clone());
     pss::Signature::try_from(signature)
         .is_ok_and(|signature| key.verify(message, &signature).is_ok())
 }

@@ -289,6 +289,7 @@ mod tests {
     use super::super::discovery::{Start, Url};
     use super::super::testing;
     use super::*;
+    use crate::moment::testing::at;
     use crate::shared_data::memory::Memory;
     use std::time::Duration;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -306,8 +307,14 @@ mod tests {
         Keyring::new("https://id", &discovery)
     }
 
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
+    /// The same, with keys that came at 10.
+    fn fetched(data: &Memory) -> Keyring {
+        let keyring = keyring();
+        keyring.turn(data, Wanted::Refresh, at(1)).unwrap();
+        keyring
+            .finish(data, Some(testing::JWKS.as_bytes()), 1, at(10))
+            .unwrap();
+        keyring
     }
 
     #[test]
@@ -356,11 +363,7 @@ mod tests {
     #[test]
     fn keys_are_refreshed_when_they_are_old_and_not_before() {
         let data = Memory::default();
-        let keyring = keyring();
-        keyring.turn(&data, Wanted::Refresh, at(1)).unwrap();
-        keyring
-            .finish(&data, Some(testing::JWKS.as_bytes()), 1, at(10))
-            .unwrap();
+        let keyring = fetched(&data);
         assert_eq!(
             keyring.turn(&data, Wanted::Refresh, at(600_009)),
             Ok(Turn::Later(600_010))
@@ -374,11 +377,7 @@ mod tests {
     #[test]
     fn a_failure_keeps_the_keys_and_is_tried_again_ever_later() {
         let data = Memory::default();
-        let keyring = keyring();
-        keyring.turn(&data, Wanted::Refresh, at(1)).unwrap();
-        keyring
-            .finish(&data, Some(testing::JWKS.as_bytes()), 1, at(10))
-            .unwrap();
+        let keyring = fetched(&data);
         let mut now = 600_010;
         for pause in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
             assert_eq!(

@@ -342,21 +342,14 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authorization::testing::{at as moment, known, limit, metrics, usage};
-    use crate::authorization::{Identity, KeyRule, Lifetimes, Period, Referrer, Shown};
-    use crate::credentials::{Digest, Kind};
+    use crate::authorization::testing::{
+        ALICE, STRICT, at as moment, known, limit, metrics, usage,
+    };
+    use crate::authorization::{Lifetimes, Period};
+    use crate::moment::testing::at;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    const STRICT: Accuracy = Accuracy::Strict {
-        gateways: 4,
-        settled_after: 1_000,
-    };
-
-    fn at(monotonic: u64) -> Moment {
-        Moment { wall: 0, monotonic }
-    }
 
     #[test]
     fn a_budget_gives_less_than_three_calls_a_second_and_saves_up_no_more_than_one() {
@@ -371,19 +364,6 @@ mod tests {
     fn a_gateway_alone_follows_nobody() {
         assert!(Urgent::wanted(1, Accuracy::Exact).is_none());
     }
-
-    const ALICE: Identity<'_> = Identity {
-        digest: Digest([1; 16]),
-        scope: 1,
-        kind: Kind::UserKey,
-        value: b"alice",
-        shown: Shown {
-            rule: KeyRule::IfAny,
-            app_key: None,
-            referrer: Referrer::Ignored,
-        },
-        tells: false,
-    };
 
     /// One application with a limit of 100 hits a day, 50 of which are used, and its slot.
     fn known_one() -> (Memory, Applications, Slot) {
@@ -411,7 +391,7 @@ mod tests {
     #[test]
     fn a_slot_that_another_asks_about_is_not_held_and_is_begun_again_after_a_second() {
         let (data, mut applications, slot) = known_one();
-        let mut urgent = Urgent::wanted(1, STRICT).unwrap();
+        let mut urgent = Urgent::wanted(ALICE.scope, STRICT).unwrap();
         let asked = Stage::Asked {
             since: moment(5_000).monotonic,
         };
@@ -440,7 +420,7 @@ mod tests {
             applications
                 .decide(&data, &ALICE, &hits, &metrics, moment(now))
                 .unwrap();
-            let mut urgent = Urgent::wanted(1, STRICT).unwrap();
+            let mut urgent = Urgent::wanted(ALICE.scope, STRICT).unwrap();
             let mut next = |milliseconds, urgent: &mut Urgent, calls: &mut UrgentCalls| {
                 let now = moment(now + milliseconds);
                 urgent.next(&data, &mut applications, now, 9, calls)
@@ -462,7 +442,7 @@ mod tests {
 
     #[test]
     fn a_report_seen_to_be_late_is_waited_for_longer_within_bounds() {
-        let mut urgent = Urgent::wanted(1, STRICT).unwrap();
+        let mut urgent = Urgent::wanted(ALICE.scope, STRICT).unwrap();
         assert_eq!(urgent.settled_after(), SHORTEST_SETTLING);
         urgent.answered(Slot(1), Some(1_100), at(0));
         assert_eq!(urgent.settled_after(), 3_300);

@@ -546,6 +546,7 @@ mod tests {
             (Trouble::Failed(Failure::Timeout), true),
             (Trouble::Failed(Failure::UnexpectedStatus(429)), true),
             (Trouble::Failed(Failure::UnexpectedStatus(400)), false),
+            (Trouble::NotCalled, false),
             (Trouble::Malformed, false),
             (Trouble::Refused(403), false),
         ] {

@@ -162,7 +162,7 @@ pub fn wall_milliseconds() -> u64 {
 
 /// Puts the fields of one object into another. Unlike a merge patch it keeps nulls,
 /// for the patch that it makes.
-fn merge(into: &mut Value, from: &Value) {
+pub fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (name, value) in from {

@@ -3,14 +3,20 @@
 //! servers that the filter's crate must not depend on.
 
 mod gateway;
+mod key_manager;
 mod load;
 mod provider;
 mod recorder;
+mod token_service;
 
-pub use gateway::{Gateway, PATIENCE, SERVICE, Setup, wall_milliseconds};
+pub use gateway::{Gateway, PATIENCE, SERVICE, Setup, merge, wall_milliseconds};
+pub use key_manager::{KeyManager, Said};
 pub use load::{Load, Sample, percentile};
 pub use provider::Provider;
 pub use recorder::{Recorder, Seen};
+pub use token_service::{
+    INSUFFICIENT_SCOPE, INVALID_TOKEN, TokenService, challenge, get, get_at, order,
+};
 
 /// Whether tests are to run at their full size, which takes minutes: `TOLLGATE_FULL_SIZE=1`.
 #[must_use]

@@ -4,11 +4,21 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::gateway::PATIENCE;
+
+/// How often it is started at the most: Node.js 20 was seen to stand still for good, in its own
+/// lock, while it made the keys.
+const STARTS: usize = 3;
+/// How long a start may take that is not the last.
+const START: Duration = Duration::from_secs(20);
 
 /// The provider. It ends with its handle.
 pub struct Provider {
@@ -28,6 +38,17 @@ impl Provider {
 
     /// Starts one on this port: the same issuer again, with other keys.
     pub async fn start_at(port: u16) -> Result<Self> {
+        for _ in 1..STARTS {
+            if let Ok(Ok(started)) = timeout(START, Self::try_start(port)).await {
+                return Ok(started);
+            }
+        }
+        let started = timeout(PATIENCE, Self::try_start(port)).await;
+        started.context("the OpenID provider does not come up")?
+    }
+
+    /// Starts one, and ends it if this is not waited for.
+    async fn try_start(port: u16) -> Result<Self> {
         let home = std::env::var_os("TOLLGATE_OIDC")
             .map(PathBuf::from)
             .context("TOLLGATE_OIDC is not set: run cargo xtask test")?;
@@ -55,7 +76,10 @@ impl Provider {
             process,
             issuer,
             address,
-            http: reqwest::Client::builder().no_proxy().build()?,
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .timeout(PATIENCE)
+                .build()?,
         })
     }
 

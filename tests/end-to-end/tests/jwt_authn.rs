@@ -12,22 +12,13 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
-use tollgate_end_to_end::{Gateway, Provider, Setup};
-use tollgate_harness::{Client, EnvoyOptions, ListenerPatch, Reply, connection_manager};
+use tollgate_end_to_end::{
+    Gateway, INSUFFICIENT_SCOPE, INVALID_TOKEN, Provider, TokenService, challenge, get, get_at,
+    merge, order,
+};
+use tollgate_harness::{ListenerPatch, Reply, connection_manager};
 
 const SHIPPED: &str = include_str!("../../../envoy/behind-jwt-authn.yaml");
-const DATASET: &str = r#"
-service_token: svc-token
-metrics: { hits: null, orders: hits }
-plans: { free: {}, five: { hits: { eternity: 5 } } }
-services:
-  "1001":
-    backend_version: oauth
-    applications:
-      free: { plan: free, app_keys: [k] }
-      other: { plan: free, app_keys: [k] }
-      limited: { plan: five, app_keys: [k] }
-"#;
 /// Where `jwt_authn` hands the payload on in a header as well. Nobody looks at it.
 const PAYLOAD_HEADER: &str = "x-jwt-payload";
 const CHALLENGE: &str = "Bearer realm=\"api\"";
@@ -43,9 +34,7 @@ fn jwt_authn(provider: &Provider, patch: &Value) -> Result<Value> {
     of_provider["forward_payload_header"] = json!(PAYLOAD_HEADER);
     of_provider["clock_skew_seconds"] = json!(1);
     of_provider["remote_jwks"]["http_uri"]["uri"] = json!(format!("{}/jwks", provider.issuer));
-    for (name, value) in patch.as_object().into_iter().flatten() {
-        of_provider[name] = value.clone();
-    }
+    merge(of_provider, patch);
     let rules = config["rules"].as_array_mut().context("no rules")?;
     rules.splice(
         ..0,
@@ -83,54 +72,13 @@ async fn start(provider: &Provider, patch: Value, credentials: Value) -> Result<
             "claims_to_headers": { "x-client": "client_id", "x-scope": "scope" },
         },
     });
-    for (name, value) in credentials.as_object().into_iter().flatten() {
-        all[name] = value.clone();
-    }
-    Gateway::start(Setup {
-        dataset: DATASET.to_owned(),
-        plugin: json!({
-            "service_management": { "timeout": "30s" },
-            "services": [{
-                "id": "1001",
-                "token": "svc-token",
-                "hosts": ["*"],
-                "credentials": all,
-                "mapping_rules": [
-                    { "method": "POST", "pattern": "/orders", "usage": { "orders": 1 }, "last": true,
-                      "require": { "scopes": ["orders.write"] } },
-                    { "pattern": "/", "usage": { "hits": 1 } },
-                ],
-                "metrics": { "orders": { "parent": "hits" } },
-                "exempt": [{ "path": "/echo/skipped" }],
-            }],
-            "authorization": { "ttl": "1h", "negative_ttl": "1h" },
-        }),
-        envoy: EnvoyOptions {
-            clusters: vec![("id".to_owned(), provider.address)],
-            listener: Some(behind),
-            ..EnvoyOptions::default()
-        },
-    })
-    .await
-}
-
-async fn get(client: &Client, path: &str, token: &str) -> Result<Reply> {
-    let bearer = format!("Bearer {token}");
-    client.get(path, &[("authorization", &bearer)]).await
-}
-
-async fn order(client: &Client, token: &str) -> Result<Reply> {
-    let bearer = format!("Bearer {token}");
-    let headers = [("authorization", bearer.as_str())];
-    let post = reqwest::Method::POST;
-    client.send(post, "/orders", &headers, Vec::new()).await
-}
-
-fn challenge(reply: &Reply) -> (u16, &str) {
-    (
-        reply.status,
-        reply.header("www-authenticate").unwrap_or("-"),
-    )
+    merge(&mut all, &credentials);
+    let service = TokenService {
+        patch: json!({ "exempt": [{ "path": "/echo/skipped" }] }),
+        listener: Some(behind),
+        ..TokenService::new(all)
+    };
+    service.start(provider).await
 }
 
 /// The headers that the API saw.
@@ -157,32 +105,31 @@ async fn what_jwt_authn_has_verified_lets_its_application_in_and_counts_for_it()
         let like = format!("alg={algorithm}");
         let token = provider.token("free", "orders.read", &like).await?;
         for _ in 0..3 {
-            assert_eq!(get(&client, "/", &token).await?.status, 200, "{algorithm}");
+            assert_eq!(get(&client, &token).await?.status, 200, "{algorithm}");
         }
     }
     let limited = provider.token("limited", "", "").await?;
     let mut statuses = Vec::new();
     for _ in 0..7 {
-        statuses.push(get(&client, "/", &limited).await?.status);
+        statuses.push(get(&client, &limited).await?.status);
     }
     assert_eq!(statuses, [200, 200, 200, 200, 200, 429, 429]);
 
     let reads = provider.token("other", "orders.read", "").await?;
     let reply = order(&client, &reads).await?;
-    let scope = "Bearer realm=\"api\", error=\"insufficient_scope\"";
-    assert_eq!(challenge(&reply), (403, scope));
+    assert_eq!(challenge(&reply), INSUFFICIENT_SCOPE);
     let writes = provider
         .token("other", "orders.read orders.write", "")
         .await?;
     assert_eq!(order(&client, &writes).await?.status, 200);
-    let seen = upstream(&get(&client, "/echo", &writes).await?)?;
+    let seen = upstream(&get_at(&client, "/echo", &writes).await?)?;
     assert_eq!(seen["x-client"], ["other"]);
     assert_eq!(seen["x-scope"], ["orders.read orders.write"]);
     assert!(!seen.contains_key("authorization"), "{seen:?}");
 
     // Service management does not know it; whoever has it is not let in.
     let unknown = provider.token("unknown", "", "").await?;
-    assert_eq!(get(&client, "/", &unknown).await?.status, 403);
+    assert_eq!(get(&client, &unknown).await?.status, 403);
     gateway.flushed(19).await?;
     assert_eq!(gateway.usage("free", "hits"), 12);
     assert_eq!(gateway.usage("limited", "hits"), 5);
@@ -225,7 +172,7 @@ async fn what_jwt_authn_refuses_does_not_get_to_service_management() -> Result<(
         ),
     ] {
         let path = format!("/{}", what.replace(' ', "-"));
-        let reply = get(&client, &path, &token).await?;
+        let reply = get_at(&client, &path, &token).await?;
         assert_eq!(reply.status, status, "{what}");
         let detail = detail(&gateway, &path).await?;
         assert!(
@@ -287,7 +234,7 @@ async fn a_hand_over_that_the_client_wrote_counts_for_nothing() -> Result<()> {
     assert_eq!(detail(&gateway, "/open").await?, "tollgate_no_credential");
     // A token that failed is let through there, and is nobody's.
     let failed = provider.forged("other-key").await?;
-    let reply = self::get(&client, "/failed", &failed).await?;
+    let reply = get_at(&client, "/failed", &failed).await?;
     assert_eq!(challenge(&reply), (401, CHALLENGE));
     // A preflight passes jwt_authn unseen.
     let mut preflight = forged.to_vec();
@@ -332,19 +279,18 @@ async fn what_jwt_authn_forgot_to_ask_is_asked_nevertheless() -> Result<()> {
     let careless = json!({ "audiences": [], "clock_skew_seconds": 60 });
     let gateway = start(&provider, careless, json!({})).await?;
     let client = gateway.client()?;
-    let invalid = (401, "Bearer realm=\"api\", error=\"invalid_token\"");
     let search = provider.token("free", "", "aud=search").await?;
-    let reply = get(&client, "/audience", &search).await?;
-    assert_eq!(challenge(&reply), invalid);
+    let reply = get_at(&client, "/audience", &search).await?;
+    assert_eq!(challenge(&reply), INVALID_TOKEN);
     assert_eq!(
         detail(&gateway, "/audience").await?,
         "tollgate_token_audience"
     );
     let expired = provider.token("free", "", "ttl=1").await?;
-    assert_eq!(get(&client, "/", &expired).await?.status, 200);
+    assert_eq!(get(&client, &expired).await?.status, 200);
     tokio::time::sleep(Duration::from_millis(3_100)).await;
-    let reply = get(&client, "/expired", &expired).await?;
-    assert_eq!(challenge(&reply), invalid);
+    let reply = get_at(&client, "/expired", &expired).await?;
+    assert_eq!(challenge(&reply), INVALID_TOKEN);
     assert_eq!(
         detail(&gateway, "/expired").await?,
         "tollgate_token_expired"
@@ -361,8 +307,8 @@ async fn who_has_no_token_is_anonymous_but_not_who_has_an_unverified_one() -> Re
     let client = gateway.client()?;
     let token = provider.token("free", "", "").await?;
     assert_eq!(client.get("/open", &[]).await?.status, 200);
-    assert_eq!(get(&client, "/missing", &token).await?.status, 200);
-    assert_eq!(get(&client, "/open", &token).await?.status, 401);
+    assert_eq!(get_at(&client, "/missing", &token).await?.status, 200);
+    assert_eq!(get_at(&client, "/open", &token).await?.status, 401);
     // It has no scopes.
     let post = reqwest::Method::POST;
     let reply = client.send(post, "/orders", &[], Vec::new()).await?;

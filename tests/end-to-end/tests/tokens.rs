@@ -9,79 +9,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use tollgate_end_to_end::{Gateway, PATIENCE, Provider, Setup};
-use tollgate_harness::{Client, EnvoyOptions, Reply, eventually};
-
-const DATASET: &str = r#"
-service_token: svc-token
-metrics: { hits: null, orders: hits }
-plans: { free: {}, five: { hits: { eternity: 5 } } }
-services:
-  "1001":
-    backend_version: oauth
-    applications:
-      free: { plan: free, app_keys: [k] }
-      other: { plan: free, app_keys: [k] }
-      limited: { plan: five, app_keys: [k] }
-"#;
+use tollgate_end_to_end::{
+    Gateway, INSUFFICIENT_SCOPE, INVALID_TOKEN, PATIENCE, Provider, TokenService, challenge, get,
+    merge, order,
+};
+use tollgate_harness::eventually;
 
 /// A gateway whose service takes this provider's tokens.
 async fn start(provider: &Provider, token: Value, discovery: Value) -> Result<Gateway> {
     let mut keys = json!({ "cluster": "id" });
-    merge(&mut keys, discovery);
+    merge(&mut keys, &discovery);
     let mut tokens = json!({
         "issuers": [{
             "issuer": provider.issuer, "audiences": ["orders"], "leeway": "0s", "discovery": keys,
         }],
         "verifications_per_second": 1000,
     });
-    merge(&mut tokens, token);
-    let service = json!({
-        "id": "1001",
-        "token": "svc-token",
-        "hosts": ["*"],
-        "credentials": { "token": tokens, "strip": true },
-        "mapping_rules": [
-            { "method": "POST", "pattern": "/orders", "usage": { "orders": 1 }, "last": true,
-              "require": { "scopes": ["orders.write"] } },
-            { "pattern": "/", "usage": { "hits": 1 } },
-        ],
-        "metrics": { "orders": { "parent": "hits" } },
-    });
-    Gateway::start(Setup {
-        dataset: DATASET.to_owned(),
-        plugin: json!({
-            "service_management": { "timeout": "30s" },
-            "services": [service],
-            "authorization": { "ttl": "1h", "negative_ttl": "1h" },
-        }),
-        envoy: EnvoyOptions {
-            clusters: vec![("id".to_owned(), provider.address)],
-            ..EnvoyOptions::default()
-        },
-    })
-    .await
+    merge(&mut tokens, &token);
+    let credentials = json!({ "token": tokens, "strip": true });
+    TokenService::new(credentials).start(provider).await
 }
-
-fn merge(into: &mut Value, from: Value) {
-    for (name, value) in from.as_object().into_iter().flatten() {
-        into[name] = value.clone();
-    }
-}
-
-async fn get(client: &Client, token: &str) -> Result<Reply> {
-    let bearer = format!("Bearer {token}");
-    client.get("/", &[("authorization", &bearer)]).await
-}
-
-fn challenge(reply: &Reply) -> (u16, &str) {
-    (
-        reply.status,
-        reply.header("www-authenticate").unwrap_or("-"),
-    )
-}
-
-const INVALID: (u16, &str) = (401, "Bearer realm=\"api\", error=\"invalid_token\"");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy, the module and the provider: run cargo xtask test"]
@@ -194,7 +141,7 @@ async fn what_is_no_valid_token_is_refused_as_rfc_6750_says() -> Result<()> {
     ] {
         for _ in 0..2 {
             let reply = get(&client, &token).await?;
-            assert_eq!(challenge(&reply), INVALID, "{what}");
+            assert_eq!(challenge(&reply), INVALID_TOKEN, "{what}");
             assert!(!reply.body.contains(&token), "{what}");
         }
         let wanted = format!("tollgate_{detail}");
@@ -211,22 +158,12 @@ async fn what_is_no_valid_token_is_refused_as_rfc_6750_says() -> Result<()> {
     assert_eq!(get(&client, &good).await?.status, 200);
     assert!(!gateway.envoy.log().contains(&good));
 
-    let bearer = format!("Bearer {good}");
-    let headers = [("authorization", bearer.as_str())];
-    let order = client
-        .send(reqwest::Method::POST, "/orders", &headers, Vec::new())
-        .await?;
-    let scope = (403, "Bearer realm=\"api\", error=\"insufficient_scope\"");
-    assert_eq!(challenge(&order), scope);
+    let ordered = order(&client, &good).await?;
+    assert_eq!(challenge(&ordered), INSUFFICIENT_SCOPE);
     let writes = provider
         .token("free", "orders.read orders.write", "")
         .await?;
-    let bearer = format!("Bearer {writes}");
-    let headers = [("authorization", bearer.as_str())];
-    let order = client
-        .send(reqwest::Method::POST, "/orders", &headers, Vec::new())
-        .await?;
-    assert_eq!(order.status, 200);
+    assert_eq!(order(&client, &writes).await?.status, 200);
     Ok(())
 }
 

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -19,7 +20,7 @@ use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use serde_json::{Value, json};
 use service_management::{Fault, FaultRule, FaultScope};
-use tollgate_end_to_end::{Gateway, PATIENCE, Setup, wall_milliseconds};
+use tollgate_end_to_end::{Gateway, KeyManager, PATIENCE, Said, Setup, merge, wall_milliseconds};
 use tollgate_harness::{
     Base, Client, EnvoyOptions, ListenerPatch, ListenerUpdate, Reply, connection_manager,
     eventually,
@@ -38,13 +39,28 @@ const STRANGER: &str = "zorilla-of-a-stranger";
 const CLIENT: &str = "zorilla-of-a-client";
 const SUBJECT: &str = "zorilla-of-a-person";
 const CLAIM: &str = "zorilla-of-a-claim";
+/// How the gateway shows itself to a key manager, and an opaque token.
+const CLIENT_SECRET: &str = "zorilla-of-the-gateway";
+const OPAQUE: &str = "zorilla-of-nobody-knows-whom";
 /// Whose tokens are taken.
 const ISSUER: &str = "https://id.example";
+/// Services whose tokens a key manager judges, by the path at which it is asked, and what becomes
+/// of a question there: a counter of theirs that rises.
+const JUDGED: [(&str, &str, &str); 8] = [
+    ("1010", "/truth", "calls"),
+    ("1011", "/tired", "stale"),
+    ("1012", "/error", "server_error"),
+    ("1013", "/odd", "unexpected_status"),
+    ("1014", "/garbled", "malformed"),
+    ("1015", "/refusal", "misconfigured"),
+    ("1016", "/silence", "timeout"),
+    ("1017", "/down", "not_connected"),
+];
 /// Stands in configurations themselves, where secrets from the environment do not.
 const LITERAL: &str = "zorilla-in-the-file";
 
 fn dataset() -> String {
-    format!(
+    let mut dataset = format!(
         r#"
 service_token: {TOKEN}
 provider_key: {PROVIDER}
@@ -79,7 +95,18 @@ services:
     applications:
       {CLIENT}: {{ plan: free, app_keys: [{APP_KEY}] }}
 "#
-    )
+    );
+    for (id, ..) in JUDGED {
+        dataset += &format!(
+            r#"
+  "{id}":
+    backend_version: oauth
+    applications:
+      {CLIENT}: {{ plan: free, app_keys: [{APP_KEY}] }}
+"#
+        );
+    }
+    dataset
 }
 
 fn services() -> Value {
@@ -105,7 +132,7 @@ fn services() -> Value {
         "jwt_authn": { "payload_in_metadata": "jwt" },
         "claims_to_headers": tokens["claims_to_headers"],
     });
-    json!([
+    let mut services = json!([
         { "id": "1001", "token": token, "hosts": ["keys"], "mapping_rules": rules, "rate_limit_headers": true,
           "credentials": { "user_key": places, "strip": true, "anonymous": { "user_key": { "env": "TG_ANYBODY" } } } },
         { "id": "1002", "provider_key": { "env": "TG_PROVIDER_KEY" }, "hosts": ["apps"], "mapping_rules": rules,
@@ -116,7 +143,65 @@ fn services() -> Value {
           "credentials": { "token": tokens, "strip": true } },
         { "id": "1005", "token": token, "hosts": ["behind"], "mapping_rules": scoped,
           "credentials": { "token": behind } },
-    ])
+    ]);
+    let judged = JUDGED.map(|(id, path, _)| {
+        let introspection = introspection(json!({
+            "cluster": if path == "/down" { "nobody" } else { "id" },
+            "url": format!("http://id.example{path}"),
+        }));
+        json!({
+            "id": id, "token": token, "hosts": [format!("at{}", path.replace('/', "-"))],
+            "mapping_rules": scoped,
+            "credentials": { "token": {
+                "introspection": introspection, "claims_to_headers": tokens["claims_to_headers"],
+            } },
+        })
+    });
+    services.as_array_mut().expect("a list").extend(judged);
+    services
+}
+
+/// How a key manager is asked, with changes to it.
+fn introspection(patch: Value) -> Value {
+    let mut introspection = json!({
+        "cluster": "id",
+        "url": "http://id.example/truth",
+        "client_id": LITERAL,
+        "client_secret": { "env": "TG_CLIENT_SECRET" },
+        "timeout": "300ms",
+        "ttl": "1s",
+        "negative_ttl": "1s",
+        "stale_if_error": "1h",
+        "calls_per_second": 10_000,
+    });
+    merge(&mut introspection, &patch);
+    introspection
+}
+
+/// A key manager that is asked in all these ways. `tired`: it answers nobody at `/tired`.
+async fn key_manager(tired: Arc<AtomicBool>) -> Result<KeyManager> {
+    KeyManager::start(move |path, token| {
+        let truth = || {
+            Said::from(match token.starts_with(OPAQUE) {
+                true => json!({
+                    "active": true, "client_id": CLIENT, "username": SUBJECT, "sub": SUBJECT,
+                    "scope": "zorilla orders", "https://example.com/claim": CLAIM,
+                }),
+                false => json!({ "active": false, "zorilla": token }),
+            })
+        };
+        let error = json!({ "error": "zorilla", "error_description": token }).to_string();
+        match path {
+            "/error" => Said::Answer(500, error),
+            "/odd" => Said::Answer(400, error),
+            "/garbled" => Said::Answer(200, format!("<p>{token}")),
+            "/refusal" => Said::Answer(401, error),
+            "/silence" => Said::Nothing,
+            "/tired" if tired.load(Ordering::Relaxed) => Said::Answer(503, error),
+            _ => truth(),
+        }
+    })
+    .await
 }
 
 /// The public half of [`tokens`]' key.
@@ -166,9 +251,7 @@ fn tokens(step: usize) -> Vec<String> {
             "iss": ISSUER, "aud": "api", "exp": now + 3_600, "azp": CLIENT,
             "sub": format!("{SUBJECT}-{step}"), "https://example.com/claim": CLAIM,
         });
-        for (name, value) in patch.as_object().into_iter().flatten() {
-            claims[name] = value.clone();
-        }
+        merge(&mut claims, &patch);
         claims.to_string()
     };
     let token = |header: Value, claims: String| {
@@ -300,6 +383,22 @@ async fn drive(client: &Client, step: usize) -> Result<(String, BTreeSet<u16>)> 
             }
         }
     }
+    let signed = bearers.first().cloned().unwrap_or_default();
+    let opaque = [
+        format!("Bearer {OPAQUE}"),
+        format!("Bearer {OPAQUE}-{step}"),
+        format!("Bearer zorilla-{step}"),
+        format!("Bearer {OPAQUE} {step}"),
+        signed,
+    ];
+    let judging = JUDGED.map(|(_, path, _)| format!("at{}", path.replace('/', "-")));
+    for host in &judging {
+        for bearer in &opaque {
+            for path in ["/v1/items", "/v1/orders"] {
+                requests.push((host, path, vec![("authorization", bearer)]));
+            }
+        }
+    }
     let mut all = String::new();
     let mut statuses = BTreeSet::new();
     for (host, path, mut headers) in requests {
@@ -328,7 +427,41 @@ fn mistakes() -> Vec<(&'static str, Value)> {
             json!({ "token": env, "credentials": { "user_key": [{ "query": "k" }], "anonymous": value } }),
         )
     };
+    let asked = |patch: Value| {
+        let token = json!({ "introspection": introspection(patch) });
+        service(json!({ "token": env, "credentials": { "token": token } }))
+    };
     vec![
+        (
+            "white space in a client's",
+            asked(json!({ "client_secret": format!("{LITERAL} ") })),
+        ),
+        (
+            "a client's, a list",
+            asked(json!({ "client_secret": [LITERAL] })),
+        ),
+        (
+            "a client's as the variable's name",
+            asked(json!({ "client_secret": { "env": LITERAL } })),
+        ),
+        (
+            "a client's beside a fault elsewhere",
+            asked(json!({ "client_secret": LITERAL, "ttl": "0s" })),
+        ),
+        (
+            "a client's in a field that does not exist",
+            asked(json!({ "secret": LITERAL })),
+        ),
+        (
+            "a client's in a URL",
+            asked(json!({ "url": format!("https://gateway:{LITERAL}@id.example/truth") })),
+        ),
+        (
+            "a client's and nothing else",
+            service(
+                json!({ "token": env, "credentials": { "token": { "introspection": LITERAL } } }),
+            ),
+        ),
         (
             "white space in it",
             service(json!({ "token": format!("{LITERAL} ") })),
@@ -393,19 +526,23 @@ fn mistakes() -> Vec<(&'static str, Value)> {
 const DUMPS: [&str; 4] = ["http", "router", "config", "jwt"];
 
 /// How the mark may look in a text.
-fn forms() -> Vec<String> {
+fn forms() -> [String; 6] {
     let numbers: Vec<_> = MARK.bytes().map(|byte| byte.to_string()).collect();
     let hexadecimal: String = MARK.bytes().map(|byte| format!("{byte:02x}")).collect();
     // In base64 by where it begins, without the characters that its neighbours have a part of.
-    let shifted = (0..3).map(|shift| {
+    let shifted = |shift: usize| {
         let text = STANDARD.encode(format!("{}{MARK}", "x".repeat(shift)));
         let (from, until) = ((shift * 8).div_ceil(6), (shift + MARK.len()) * 8 / 6);
         text[from..until].to_owned()
-    });
-    [MARK.to_owned(), numbers.join(", "), hexadecimal]
-        .into_iter()
-        .chain(shifted)
-        .collect()
+    };
+    [
+        MARK.to_owned(),
+        numbers.join(", "),
+        hexadecimal,
+        shifted(0),
+        shifted(1),
+        shifted(2),
+    ]
 }
 
 /// The lines in which a mark is.
@@ -437,7 +574,7 @@ fn split(log: &str) -> (BTreeMap<&str, String>, String) {
             let source = line.split("] [").nth(1).unwrap_or_default();
             let source = source.split(']').next().unwrap_or_default();
             let envoys = DUMPS.contains(&component)
-                && source.starts_with("source/")
+                && source.trim_start_matches("./").starts_with("source/")
                 && !source.contains("wasm");
             writer = envoys.then_some(component);
         }
@@ -478,18 +615,22 @@ async fn places(gateway: &Gateway, replies: &str) -> Result<BTreeMap<&'static st
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy and the module: run cargo xtask test"]
 async fn no_secret_is_in_anything_that_comes_out() -> Result<()> {
-    let variables: ListenerPatch = Arc::new(|listener: &mut Value| {
-        let config = &mut connection_manager(listener)["http_filters"][0]["typed_config"]["config"];
-        config["vm_config"]["environment_variables"]["host_env_keys"] =
-            json!(["TG_SERVICE_TOKEN", "TG_PROVIDER_KEY", "TG_ANYBODY"]);
-        let filters = connection_manager(listener)["http_filters"].as_array_mut();
-        filters.expect("a list").insert(0, jwt_authn());
-    });
     let env = [
         ("TG_SERVICE_TOKEN", TOKEN),
         ("TG_PROVIDER_KEY", PROVIDER),
         ("TG_ANYBODY", ANYBODY),
+        ("TG_CLIENT_SECRET", CLIENT_SECRET),
     ];
+    let tired = Arc::new(AtomicBool::new(false));
+    let key_manager = key_manager(Arc::clone(&tired)).await?;
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+    let variables: ListenerPatch = Arc::new(move |listener: &mut Value| {
+        let config = &mut connection_manager(listener)["http_filters"][0]["typed_config"]["config"];
+        config["vm_config"]["environment_variables"]["host_env_keys"] =
+            json!(env.map(|(name, _)| name));
+        let filters = connection_manager(listener)["http_filters"].as_array_mut();
+        filters.expect("a list").insert(0, jwt_authn());
+    });
     let mut gateway = Gateway::start(Setup {
         dataset: dataset(),
         plugin: json!({
@@ -501,6 +642,10 @@ async fn no_secret_is_in_anything_that_comes_out() -> Result<()> {
         envoy: EnvoyOptions {
             base: Base::Reloadable,
             log_level: "trace".into(),
+            clusters: vec![
+                ("id".into(), key_manager.address),
+                ("nobody".into(), nobody),
+            ],
             env: env.map(|(name, value)| (name.into(), value.into())).into(),
             listener: Some(variables),
             ..EnvoyOptions::default()
@@ -523,6 +668,7 @@ async fn no_secret_is_in_anything_that_comes_out() -> Result<()> {
     {
         let client = gateway.client()?;
         gateway.backend.set_faults(faults);
+        tired.store(step > 0, Ordering::Relaxed);
         let before = gateway.envoy.stats("wasmcustom.tollgate.1001.").await?;
         let (told, seen) = drive(&client, step).await?;
         replies.push_str(&told);
@@ -579,6 +725,16 @@ async fn no_secret_is_in_anything_that_comes_out() -> Result<()> {
     )
     .await?;
     assert_eq!(statuses, BTreeSet::from([200, 401, 403, 404, 429, 503]));
+    let shown = format!(
+        "Basic {}",
+        STANDARD.encode(format!("{LITERAL}:{CLIENT_SECRET}"))
+    );
+    assert!(key_manager.shown().contains(&shown));
+    for (id, path, counter) in JUDGED {
+        let name = format!("wasmcustom.tollgate.{id}.introspection_{counter}");
+        let count = gateway.envoy.stat(&name).await?;
+        assert!(count > 0, "{path}: no {counter}");
+    }
 
     let mut searched = places(&gateway, &replies).await?;
     // What stands in a configuration is shown by Envoy's dump, refused ones included.
@@ -624,10 +780,9 @@ async fn no_secret_is_in_anything_that_comes_out() -> Result<()> {
     }
     // That the search finds what is there: in each place, in each form.
     for (place, text) in &searched {
-        for form in forms() {
-            let planted = format!("{text}a line with x{form}x in it\n");
-            assert_eq!(found(&planted).len(), 1, "planted in {place}: {form}");
-        }
+        let lines = forms().map(|form| format!("a line with x{form}x in it"));
+        let planted = format!("{text}\n{}\n", lines.join("\n"));
+        assert_eq!(found(&planted), lines, "planted in {place}");
     }
     // And put in for real: the API shows a header, an operator a secret in a field that is
     // none, a consumer a key in the path.

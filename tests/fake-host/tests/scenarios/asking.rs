@@ -4,7 +4,9 @@
 use std::slice::from_ref;
 
 use serde_json::json;
-use tollgate_fake_host::{Failure, LogLevel, Outcome, authorized, denied, error};
+use tollgate_fake_host::{
+    Failure, FakeEnvoy, LogLevel, Outcome, Worker, authorized, denied, error,
+};
 
 use crate::support::*;
 
@@ -131,8 +133,8 @@ fn a_stale_application_is_let_in_at_once_and_refreshed_by_the_leaders_next_tick(
     behaved(&envoy);
 }
 
-#[test]
-fn a_suspension_takes_effect_at_the_refresh() {
+/// A gateway that has let in alice twice, and has heard since that she is suspended.
+fn suspended() -> (FakeEnvoy, Worker) {
     let (envoy, worker) = gateway(&plain());
     introduce(&envoy, &worker, "alice", authorized());
     envoy.advance(seconds(61));
@@ -142,7 +144,12 @@ fn a_suspension_takes_effect_at_the_refresh() {
         true => denied("application_not_active").at(envoy.wall_ms()),
         false => tollgate_fake_host::accepted(),
     });
+    (envoy, worker)
+}
 
+#[test]
+fn a_suspension_takes_effect_at_the_refresh() {
+    let (envoy, worker) = suspended();
     let reply = get(&worker, "alice").reply();
     assert_eq!(reply.status, 403);
     assert_eq!(reply.details, "tollgate_application_not_active");
@@ -156,15 +163,7 @@ fn a_suspension_takes_effect_at_the_refresh() {
 
 #[test]
 fn a_suspended_application_is_let_in_again_after_the_end_of_its_suspension() {
-    let (envoy, worker) = gateway(&plain());
-    introduce(&envoy, &worker, "alice", authorized());
-    envoy.advance(seconds(61));
-    get(&worker, "alice").forwarded();
-    worker.tick();
-    worker.answer_all(|call| match is_question(call) {
-        true => denied("application_not_active").at(envoy.wall_ms()),
-        false => tollgate_fake_host::accepted(),
-    });
+    let (envoy, worker) = suspended();
     envoy.advance(seconds(11));
     assert_eq!(get(&worker, "alice").status(), Some(403));
     worker.tick();

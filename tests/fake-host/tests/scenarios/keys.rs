@@ -175,11 +175,42 @@ impl Application {
     }
 }
 
+/// A gateway of two workers, of which the first has let the application in by `k1`.
+#[track_caller]
+fn known_to_two(keys: &[&str]) -> (FakeEnvoy, Vec<Worker>, Application) {
+    let (envoy, workers) = gateway_of(2, &keyed(json!({})));
+    let mut backend = Application::with(keys);
+    assert_eq!(backend.get(&envoy, &workers[0], "k1"), None);
+    (envoy, workers, backend)
+}
+
+/// A gateway that has let the application in by `k1`.
+#[track_caller]
+fn known(keys: &[&str]) -> (FakeEnvoy, Worker, Application) {
+    let (envoy, worker) = gateway(&keyed(json!({})));
+    let mut backend = Application::with(keys);
+    assert_eq!(backend.get(&envoy, &worker, "k1"), None);
+    (envoy, worker, backend)
+}
+
+/// A gateway that has let an application in by two of its keys, which are `k0` to `k299`: more
+/// than service management lists.
+#[track_caller]
+fn full_list(used: [&str; 2]) -> (FakeEnvoy, Worker, Application) {
+    let (envoy, worker) = gateway(&keyed(json!({})));
+    let mut backend = Application {
+        keys: (0..300).map(|number| format!("k{number}")).collect(),
+        ..Application::default()
+    };
+    for key in used {
+        assert_eq!(backend.get(&envoy, &worker, key), None, "{key}");
+    }
+    (envoy, worker, backend)
+}
+
 #[test]
 fn a_wrong_key_after_a_right_one_is_refused_and_a_second_right_one_let_in_without_a_call() {
-    let (envoy, workers) = gateway_of(2, &keyed(json!({})));
-    let mut backend = Application::with(&["k1", "k2"]);
-    assert_eq!(backend.get(&envoy, &workers[0], "k1"), None);
+    let (envoy, workers, backend) = known_to_two(&["k1", "k2"]);
     for worker in &workers {
         for (key, status) in [("k2", None), ("wrong", Some(403)), ("k1", None)] {
             assert_eq!(get_with(worker, "app", key).told(), status, "{key}");
@@ -196,9 +227,7 @@ fn a_wrong_key_after_a_right_one_is_refused_and_a_second_right_one_let_in_withou
 
 #[test]
 fn a_wrong_key_is_said_in_the_access_log_only_and_stands_nowhere_in_shared_data() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application::with(&["k1"]);
-    backend.get(&envoy, &worker, "k1");
+    let (envoy, worker, mut backend) = known(&["k1"]);
     let reply = get_with(&worker, "app", "canary").reply();
     assert_eq!(reply.details, "tollgate_application_key_invalid");
     envoy.advance(seconds(6));
@@ -243,9 +272,7 @@ fn an_application_without_keys_takes_any_key_and_none() {
 
 #[test]
 fn a_new_key_works_as_soon_as_the_list_is_not_brand_new() {
-    let (envoy, workers) = gateway_of(2, &keyed(json!({})));
-    let mut backend = Application::with(&["k1"]);
-    backend.get(&envoy, &workers[0], "k1");
+    let (envoy, workers, mut backend) = known_to_two(&["k1"]);
     backend.keys.push("new".to_owned());
     assert_eq!(backend.get(&envoy, &workers[0], "new"), Some(403));
     envoy.advance(seconds(5));
@@ -263,9 +290,7 @@ fn a_new_key_works_as_soon_as_the_list_is_not_brand_new() {
 
 #[test]
 fn a_flood_of_wrong_keys_asks_once_in_five_seconds_and_keeps_no_new_key_out() {
-    let (envoy, workers) = gateway_of(2, &keyed(json!({})));
-    let mut backend = Application::with(&["k1"]);
-    backend.get(&envoy, &workers[0], "k1");
+    let (envoy, workers, mut backend) = known_to_two(&["k1"]);
     backend.keys.push("new".to_owned());
     let mut worked = None;
     for second in 0..30 {
@@ -288,9 +313,7 @@ fn a_flood_of_wrong_keys_asks_once_in_five_seconds_and_keeps_no_new_key_out() {
 
 #[test]
 fn one_wrong_key_again_and_again_asks_once_in_each_negative_ttl() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application::with(&["k1"]);
-    backend.get(&envoy, &worker, "k1");
+    let (envoy, worker, mut backend) = known(&["k1"]);
     for _ in 0..40 {
         assert_eq!(backend.get(&envoy, &worker, "wrong"), Some(403));
         envoy.advance(seconds(1));
@@ -345,13 +368,7 @@ fn those_who_wait_with_other_keys_are_decided_by_the_list() {
 
 #[test]
 fn a_full_list_is_not_believed_to_be_whole_and_each_key_is_asked_about() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application {
-        keys: (0..300).map(|number| format!("k{number}")).collect(),
-        ..Application::default()
-    };
-    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
-    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
+    let (envoy, worker, mut backend) = full_list(["k0", "k299"]);
     assert_eq!(backend.get(&envoy, &worker, "wrong"), Some(403));
     assert_eq!(backend.questions, 3);
     for (key, status) in [("k0", None), ("k299", None), ("wrong", Some(403))] {
@@ -364,13 +381,7 @@ fn a_full_list_is_not_believed_to_be_whole_and_each_key_is_asked_about() {
 
 #[test]
 fn keys_in_use_that_no_list_tells_of_are_asked_about_behind_their_traffic() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application {
-        keys: (0..300).map(|number| format!("k{number}")).collect(),
-        ..Application::default()
-    };
-    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
-    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
+    let (envoy, worker, mut backend) = full_list(["k0", "k299"]);
     for _ in 0..60 {
         envoy.advance(seconds(5));
         for key in ["k0", "k299"] {
@@ -388,13 +399,7 @@ fn keys_in_use_that_no_list_tells_of_are_asked_about_behind_their_traffic() {
 
 #[test]
 fn a_key_that_was_revoked_is_refused_within_the_ttl_however_much_it_is_used() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application {
-        keys: (0..300).map(|number| format!("k{number}")).collect(),
-        ..Application::default()
-    };
-    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
-    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
+    let (envoy, worker, mut backend) = full_list(["k299", "k0"]);
     backend.keys.pop();
     let mut refused_after = None;
     for second in 1..=60 {
@@ -415,13 +420,7 @@ fn a_key_that_was_revoked_is_refused_within_the_ttl_however_much_it_is_used() {
 
 #[test]
 fn a_key_that_is_asked_about_behind_serves_no_other_key() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application {
-        keys: (0..300).map(|number| format!("k{number}")).collect(),
-        ..Application::default()
-    };
-    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
-    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
+    let (envoy, worker, mut backend) = full_list(["k0", "k299"]);
     envoy.advance(seconds(50));
     get_with(&worker, "app", "k0").forwarded();
     assert_eq!(
@@ -438,13 +437,7 @@ fn a_key_that_is_asked_about_behind_serves_no_other_key() {
 
 #[test]
 fn while_nobody_answers_a_key_in_use_is_asked_about_behind_and_still_goes_on() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application {
-        keys: (0..300).map(|number| format!("k{number}")).collect(),
-        ..Application::default()
-    };
-    assert_eq!(backend.get(&envoy, &worker, "k0"), None);
-    assert_eq!(backend.get(&envoy, &worker, "k299"), None);
+    let (envoy, worker, _) = full_list(["k0", "k299"]);
     envoy.advance(seconds(50));
     for _ in 0..3 {
         get_with(&worker, "app", "k0").forwarded();
@@ -481,9 +474,7 @@ fn a_referrer_in_use_is_asked_about_behind_its_traffic() {
 
 #[test]
 fn an_application_with_keys_is_refreshed_by_one_of_them_behind_the_traffic() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application::with(&["k1", "k2"]);
-    backend.get(&envoy, &worker, "k1");
+    let (envoy, worker, mut backend) = known(&["k1", "k2"]);
     envoy.advance(seconds(61));
     get_with(&worker, "app", "k2").forwarded();
     worker.tick();
@@ -499,9 +490,7 @@ fn an_application_with_keys_is_refreshed_by_one_of_them_behind_the_traffic() {
 
 #[test]
 fn when_the_key_of_the_refreshes_has_gone_another_is_found_out() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application::with(&["k1", "k2"]);
-    backend.get(&envoy, &worker, "k1");
+    let (envoy, worker, mut backend) = known(&["k1", "k2"]);
     backend.keys.remove(0);
     envoy.advance(seconds(61));
     get_with(&worker, "app", "k2").forwarded();
@@ -520,9 +509,7 @@ fn when_the_key_of_the_refreshes_has_gone_another_is_found_out() {
 
 #[test]
 fn a_listed_key_is_good_and_another_wrong_while_nobody_answers() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application::with(&["k1", "k2"]);
-    backend.get(&envoy, &worker, "k1");
+    let (envoy, worker, _) = known(&["k1", "k2"]);
     envoy.advance(seconds(120));
     get_with(&worker, "app", "k2").forwarded();
     let stream = get_with(&worker, "app", "wrong").paused();
@@ -533,9 +520,7 @@ fn a_listed_key_is_good_and_another_wrong_while_nobody_answers() {
 
 #[test]
 fn a_list_that_somebody_spoiled_is_asked_for_again() {
-    let (envoy, workers) = gateway_of(2, &keyed(json!({})));
-    let mut backend = Application::with(&["k1"]);
-    backend.get(&envoy, &workers[0], "k1");
+    let (envoy, workers, mut backend) = known_to_two(&["k1"]);
     let key = envoy.shared_keys().into_iter();
     let key = key.clone().find(|key| key.get(KIND_AT) == Some(&b'a')).unwrap();
     let (mut value, cas) = envoy.shared_data().get(&key).unwrap();
@@ -561,9 +546,7 @@ fn an_unknown_app_id_is_remembered_whatever_its_key() {
 
 #[test]
 fn usage_is_reported_by_app_id_and_never_with_a_key() {
-    let (envoy, worker) = gateway(&keyed(json!({})));
-    let mut backend = Application::with(&["k1", "k2"]);
-    backend.get(&envoy, &worker, "k1");
+    let (envoy, worker, mut backend) = known(&["k1", "k2"]);
     get_with(&worker, "app", "k2").forwarded();
     let calls = pass_time(&envoy, std::slice::from_ref(&worker), seconds(11), |call| {
         Some(backend.answer(call, envoy.wall_ms()))
