@@ -39,7 +39,7 @@ use crate::mapping::Usage;
 use crate::moment::Moment;
 use crate::service_management::{Identification, Right, ServiceAccess};
 use crate::tokens::TokenDigest;
-use crate::usage::{Candidate, Settings, TICK_MILLISECONDS, UrgentCalls, tick};
+use crate::usage::{Candidate, Settings, Sweep, TICK_MILLISECONDS, UrgentCalls, tick};
 use std::collections::HashMap;
 
 /// A request that is paused until its application is known.
@@ -126,7 +126,7 @@ pub struct Root {
     /// Where services have tokens.
     issuers: Issuers,
     unmatched: UnmatchedHosts,
-    swept: u32,
+    sweep: Sweep,
     rounds: Rounds,
     few_refreshes: Seldom,
     urgent_calls: UrgentCalls,
@@ -179,7 +179,7 @@ impl Root {
             calls: UnderWay::default(),
             issuers,
             unmatched: UnmatchedHosts::define(),
-            swept: 0,
+            sweep: Sweep::default(),
             rounds: Rounds::default(),
             few_refreshes: Seldom::default(),
             urgent_calls: UrgentCalls::default(),
