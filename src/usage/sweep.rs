@@ -10,11 +10,11 @@ use crate::moment::Moment;
 /// Every slot is looked at once in so many milliseconds,
 const ROUND_MILLISECONDS: u32 = 60_000;
 /// and in so many where another VM has led before.
-const HURRIED_MILLISECONDS: u32 = 4_000;
+const HURRIED_MILLISECONDS: u32 = 8_000;
 /// Slots of one tick at most: about a millisecond,
 const MOST: u32 = 1_000;
 /// and in a hurry some milliseconds.
-const MOST_HURRIED: u32 = 8_192;
+const MOST_HURRIED: u32 = 4_096;
 
 /// Where the sweep of a table stands.
 #[derive(Debug, Default)]
@@ -120,12 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn behind_another_leader_every_slot_has_its_turn_in_four_seconds_wherever_the_sweep_stood() {
+    fn behind_another_leader_every_slot_has_its_turn_in_eight_seconds_wherever_the_sweep_stood() {
         for (tick, before) in [(1_000, 0), (1_000, 7), (1_000, 59), (100, 3), (500, 50)] {
             let mut sweep = Sweep::default();
             ticks(&mut sweep, SLOTS, tick, 0..before);
             sweep.hurry(SLOTS, u64::MAX);
-            let count = u64::from(4_000 / tick);
+            let count = u64::from(8_000 / tick);
             let seen = ticks(&mut sweep, SLOTS, tick, before..before + count);
             assert_eq!(all(&seen), SLOTS as usize, "{tick}, {before}");
             assert!(seen.iter().all(|(hurries, _)| *hurries));
@@ -141,11 +141,14 @@ mod tests {
     #[test]
     fn what_is_in_flight_is_looked_at_when_it_is_overdue() {
         let mut sweep = Sweep::default();
-        sweep.hurry(SLOTS, 10_000);
-        let seen = ticks(&mut sweep, SLOTS, 1_000, 0..20);
-        let hurried: Vec<_> = (0..20).filter(|tick| seen[*tick].0).collect();
-        assert_eq!(hurried, [0, 1, 2, 3, 10, 11, 12, 13]);
-        assert_eq!(all(&seen[10..14]), SLOTS as usize);
+        sweep.hurry(SLOTS, 12_000);
+        let seen = ticks(&mut sweep, SLOTS, 1_000, 0..24);
+        let hurried: Vec<_> = (0..24).filter(|tick| seen[*tick].0).collect();
+        assert_eq!(
+            hurried,
+            [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15, 16, 17, 18, 19]
+        );
+        assert_eq!(all(&seen[12..20]), SLOTS as usize);
     }
 
     #[test]
@@ -154,11 +157,11 @@ mod tests {
         let mut sweep = Sweep::default();
         sweep.hurry(slots, 10_000);
         // The first time is not over when it is time for the second.
-        let seen = ticks(&mut sweep, slots, 1_000, 0..60);
-        assert!(seen.iter().all(|(_, of_tick)| of_tick.len() <= 8_192));
+        let seen = ticks(&mut sweep, slots, 1_000, 0..100);
+        assert!(seen.iter().all(|(_, of_tick)| of_tick.len() <= 4_096));
         let hurried = seen.iter().filter(|(hurries, _)| *hurries);
-        assert_eq!(hurried.count(), 10 + 32);
-        assert_eq!(all(&seen[..32]), slots as usize);
-        assert_eq!(all(&seen[10..42]), slots as usize);
+        assert_eq!(hurried.count(), 10 + 64);
+        assert_eq!(all(&seen[..64]), slots as usize);
+        assert_eq!(all(&seen[10..74]), slots as usize);
     }
 }
