@@ -56,6 +56,16 @@ pub struct Settings {
     pub ahead: Ahead,
 }
 
+impl Settings {
+    /// Until when (monotonic milliseconds) the answer to a report of now is waited for.
+    #[must_use]
+    pub const fn deadline(&self, now: Moment) -> u64 {
+        now.monotonic
+            .saturating_add(self.timeout)
+            .saturating_add(DEADLINE_GRACE)
+    }
+}
+
 /// How often to tick, in milliseconds, for an interval between flushes: a flush is never late
 /// by more than half of that, nor a refresh by more than a second.
 #[must_use]
@@ -349,10 +359,7 @@ impl Flusher {
             let batch = self.next_batch_id();
             let round = Round {
                 batch,
-                deadline: now
-                    .monotonic
-                    .saturating_add(settings.timeout)
-                    .saturating_add(DEADLINE_GRACE),
+                deadline: settings.deadline(*now),
                 most: group.as_ref().map_or(MOST_OF_ONE, |group| group.most),
                 terms,
             };
@@ -422,6 +429,13 @@ impl Flusher {
             }
         }
         (reports, settled)
+    }
+
+    /// The next round is due now; but nothing is hurried after a failure.
+    pub const fn hasten(&mut self, now: Moment) {
+        if now.monotonic < self.next_round {
+            self.next_round = now.monotonic;
+        }
     }
 
     /// Whether a round is due; the next one then is an interval after this one was due, not

@@ -25,20 +25,33 @@ pub struct Candidate {
     pub born: u64,
 }
 
-/// Takes or renews the lease of a service for so many milliseconds. True if the
-/// candidate leads now.
+/// Whether a candidate leads now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lead {
+    /// Another leads, or it could not be found out.
+    No,
+    /// It is the first, or goes on.
+    Yes,
+    /// It leads from now on in place of another, which may have gone away: its lease had ended,
+    /// or it is older. (A VM that is made after a trap finds the lease of the one that trapped, as that of an older
+    /// configuration.)
+    Inherited,
+}
+
+/// Takes or renews the lease of a service for so many milliseconds.
 pub fn lead(
     data: &impl SharedData,
     scope: u64,
     candidate: Candidate,
     now: Moment,
     milliseconds: u64,
-) -> bool {
+) -> Lead {
     let key = Key::new(KIND, scope, 0);
     let mut value = Vec::new();
     let Ok(token) = data.get(key.as_bytes(), &mut value) else {
-        return false;
+        return Lead::No;
     };
+    let mut lead = Lead::Yes;
     if let Some((holder, until)) = parse(&value) {
         let mine = holder.id == candidate.id;
         let outdated = holder.born.saturating_add(SAME_GENERATION_MILLISECONDS) < candidate.born;
@@ -46,10 +59,13 @@ pub fn lead(
         let longest = milliseconds.saturating_mul(2).max(LONGEST_MILLISECONDS);
         let possible = until <= now.monotonic.saturating_add(longest);
         if !mine && !outdated && possible && now.monotonic < until {
-            return false;
+            return Lead::No;
         }
         if mine && now.monotonic.saturating_add(milliseconds / 2) < until {
-            return true;
+            return Lead::Yes;
+        }
+        if !mine {
+            lead = Lead::Inherited;
         }
     }
     value.clear();
@@ -61,7 +77,10 @@ pub fn lead(
     ] {
         value.extend_from_slice(&word.to_le_bytes());
     }
-    data.set(key.as_bytes(), &value, token).is_ok()
+    match data.set(key.as_bytes(), &value, token) {
+        Ok(()) => lead,
+        Err(_) => Lead::No,
+    }
 }
 
 fn parse(value: &[u8]) -> Option<(Candidate, u64)> {
@@ -89,19 +108,30 @@ mod tests {
     fn one_leads_until_its_lease_ends() {
         let data = Memory::default();
         let [one, other] = [1, 2].map(|id| Candidate { id, born: 0 });
-        assert!(lead(&data, 9, one, at(0), 3_000));
-        assert!(!lead(&data, 9, other, at(2_999), 3_000));
-        assert!(lead(&data, 9, one, at(2_999), 3_000));
-        assert!(!lead(&data, 9, other, at(5_000), 3_000));
-        assert!(lead(&data, 9, other, at(6_000), 3_000));
-        assert!(!lead(&data, 9, one, at(6_001), 3_000));
+        assert_eq!(lead(&data, 9, one, at(0), 3_000), Lead::Yes);
+        assert_eq!(lead(&data, 9, other, at(2_999), 3_000), Lead::No);
+        assert_eq!(lead(&data, 9, one, at(2_999), 3_000), Lead::Yes);
+        assert_eq!(lead(&data, 9, other, at(5_000), 3_000), Lead::No);
+        assert_eq!(lead(&data, 9, other, at(6_000), 3_000), Lead::Inherited);
+        assert_eq!(lead(&data, 9, one, at(6_001), 3_000), Lead::No);
+    }
+
+    #[test]
+    fn nothing_is_inherited_from_oneself_nor_by_the_first() {
+        let data = Memory::default();
+        let one = Candidate { id: 1, born: 0 };
+        for now in [0, 1_000, 2_000, 60_000] {
+            assert_eq!(lead(&data, 9, one, at(now), 3_000), Lead::Yes);
+        }
     }
 
     #[test]
     fn another_service_has_another_leader() {
         let data = Memory::default();
-        assert!(lead(&data, 1, Candidate { id: 1, born: 0 }, at(0), 3_000));
-        assert!(lead(&data, 2, Candidate { id: 2, born: 0 }, at(0), 3_000));
+        for scope in [1, 2] {
+            let candidate = Candidate { id: scope, born: 0 };
+            assert_eq!(lead(&data, scope, candidate, at(0), 3_000), Lead::Yes);
+        }
     }
 
     #[test]
@@ -112,15 +142,16 @@ mod tests {
             id: 2,
             born: 60_000,
         };
-        assert!(lead(&data, 9, old, at(60_000), 3_000));
-        assert!(lead(&data, 9, new, at(60_001), 3_000));
-        assert!(!lead(&data, 9, old, at(60_002), 3_000));
+        assert_eq!(lead(&data, 9, old, at(60_000), 3_000), Lead::Yes);
+        assert_eq!(lead(&data, 9, new, at(60_001), 3_000), Lead::Inherited);
+        assert_eq!(lead(&data, 9, old, at(60_002), 3_000), Lead::No);
     }
 
     #[test]
     fn who_loses_the_race_does_not_lead() {
         let data = Memory::default();
         data.lose_next(1);
-        assert!(!lead(&data, 9, Candidate { id: 1, born: 0 }, at(0), 3_000));
+        let candidate = Candidate { id: 1, born: 0 };
+        assert_eq!(lead(&data, 9, candidate, at(0), 3_000), Lead::No);
     }
 }

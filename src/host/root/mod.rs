@@ -39,7 +39,7 @@ use crate::mapping::Usage;
 use crate::moment::Moment;
 use crate::service_management::{Identification, Right, ServiceAccess};
 use crate::tokens::TokenDigest;
-use crate::usage::{Candidate, Settings, TICK_MILLISECONDS, UrgentCalls, tick};
+use crate::usage::{Candidate, Settings, Sweep, TICK_MILLISECONDS, UrgentCalls, tick};
 use std::collections::HashMap;
 
 /// A request that is paused until its application is known.
@@ -129,7 +129,7 @@ pub struct Root {
     /// The authority of the last request that was for a service by its host alone, and the
     /// service: most requests are for the host that the one before was for.
     last_host: Option<(Vec<u8>, usize)>,
-    swept: u32,
+    sweep: Sweep,
     rounds: Rounds,
     few_refreshes: Seldom,
     urgent_calls: UrgentCalls,
@@ -183,7 +183,7 @@ impl Root {
             issuers,
             unmatched: UnmatchedHosts::define(),
             last_host: None,
-            swept: 0,
+            sweep: Sweep::default(),
             rounds: Rounds::default(),
             few_refreshes: Seldom::default(),
             urgent_calls: UrgentCalls::default(),

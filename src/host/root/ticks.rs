@@ -2,7 +2,7 @@
 //! refreshed and swept. Every tick does bounded work, for it holds up its worker.
 
 use super::{Call, Root, access, ahead, settings, tick_milliseconds};
-use crate::authorization::{Caller, Change, Landing, Mark, Next, Question, Slot};
+use crate::authorization::{Caller, Change, Landing, Mark, Next, Question};
 use crate::credentials::Identities;
 use crate::host::stats::Counter;
 #[cfg(feature = "trap-for-tests")]
@@ -11,7 +11,7 @@ use crate::host::vm::Shared;
 use crate::host::{calls, seed};
 use crate::moment::Moment;
 use crate::service_management::{Failure, ReportAnswer};
-use crate::usage::{MOST_LOOKS, Terms, lead, wants_flush};
+use crate::usage::{Lead, MOST_LOOKS, Terms, lead, wants_flush};
 use log::{info, warn};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -26,10 +26,6 @@ const MOST_REFRESHES: usize = 1_000;
 /// Longest and shortest time between ticks, in milliseconds.
 const LONGEST_PERIOD: u32 = 1_000;
 const SHORTEST_PERIOD: u32 = 100;
-/// The sweep looks at every slot once in so many milliseconds.
-const SWEEP_MILLISECONDS: u32 = 60_000;
-/// The sweep looks at no more slots in a tick than this: about a millisecond.
-const MOST_SWEPT: u32 = 1_000;
 
 /// Which services have their turn next.
 #[derive(Debug, Default)]
@@ -98,7 +94,13 @@ impl Root {
             let Some(at_work) = self.services.get_mut(index) else {
                 break;
             };
-            let leads = lead(&shared.data, at_work.scope, self.candidate, now, lease);
+            let lead = lead(&shared.data, at_work.scope, self.candidate, now, lease);
+            if lead == Lead::Inherited {
+                let settings = settings(&self.configuration.reporting, &at_work.service.trust);
+                let slots = shared.applications.slots();
+                self.sweep.hurry(slots, settings.deadline(now));
+            }
+            let leads = lead != Lead::No;
             if leads && !at_work.leads {
                 info!("leading service index {index}: this VM flushes and refreshes");
                 at_work.sums.show(Some(&at_work.flusher.in_flight()));
@@ -317,16 +319,10 @@ impl Root {
         if !self.services.iter().any(|at_work| at_work.leads) {
             return;
         }
-        let slots = shared.applications.slots();
         let reporting = &self.configuration.reporting;
-        let ticks = SWEEP_MILLISECONDS.checked_div(tick_milliseconds(&self.configuration));
-        let share = slots.div_ceil(ticks.unwrap_or(1).max(1));
-        for _ in 0..share.min(MOST_SWEPT) {
-            let slot = Slot(self.swept);
-            self.swept = self.swept.saturating_add(1);
-            if self.swept >= slots {
-                self.swept = 0;
-            }
+        let tick = tick_milliseconds(&self.configuration);
+        let (hurries, slots) = self.sweep.next(shared.applications.slots(), tick, now);
+        for slot in slots {
             let services = &mut self.services;
             let found = shared
                 .applications
@@ -339,11 +335,14 @@ impl Root {
                     if let Some(wanted) = record.wants_refresh(now, ahead) {
                         at_work.refresher.add(slot, wanted, now);
                     }
-                    Some(Change::Keep(
-                        wants_flush(record, now).then_some(at_work.scope),
-                    ))
+                    let wanted = wants_flush(record, now);
+                    if wanted && hurries {
+                        at_work.flusher.hasten(now);
+                    }
+                    Some(Change::Keep(wanted.then_some(at_work.scope)))
                 });
-            // Marked, not flushed: usage that only waits for its round is sent in it.
+            // Marked, not flushed: usage that only waits for its round is sent in it, and what a VM
+            // left that went away in an early one.
             if let Ok(Some(Some(scope))) = found {
                 shared
                     .applications

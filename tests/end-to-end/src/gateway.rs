@@ -13,9 +13,6 @@ pub const SERVICE: &str = "1001";
 /// How long anything may take that is waited for: generous, because test machines are
 /// busy and pauses after failures grow. Nothing waits this long unless something is wrong.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// How long usage may take to settle. What a leader was about to report when its VM went is found
-/// again by the sweep, which takes a minute, and is reported by the flush after that.
-const SETTLED: Duration = Duration::from_secs(150);
 
 /// What the stand-in knows unless a test says otherwise. Every application's key is
 /// its name with `-key` behind it.
@@ -142,7 +139,7 @@ impl Gateway {
     /// costs one unit, nothing is pending or in flight after that, so nothing can follow.
     pub async fn flushed(&self, units: u64) -> Result<()> {
         let mut seen = 0;
-        eventually("usage to be acknowledged", SETTLED, async || {
+        eventually("usage to be acknowledged", PATIENCE, async || {
             seen = self.counter("usage_acknowledged").await.ok()?;
             (seen >= units && self.backend.queued() == 0).then_some(())
         })

@@ -443,6 +443,59 @@ fn a_leader_that_goes_is_replaced_and_what_it_had_not_sent_is_sent() {
     assert_eq!(books(&envoy, "hits").acknowledged, 1);
 }
 
+/// A leader of applications with a hit each goes away when it has sent four reports of one and taken the marks of
+/// all others. Returns after how many seconds those others, and all, have been reported.
+fn seconds_until_reported(capacity: u32, replaced: bool) -> (u64, u64) {
+    const APPLICATIONS: u64 = 40;
+    let changes = json!({
+        "authorization": { "capacity": capacity, "ttl": "1h" }, "reporting": { "batch": 1 },
+    });
+    let (envoy, workers) = gateway_of(2, &configuration(changes.clone()));
+    pass_time(&envoy, &workers, seconds(8), |_| None);
+    for number in 0..APPLICATIONS {
+        introduce(&envoy, &workers[1], &format!("key-{number}"), authorized());
+    }
+    while in_flight(&workers[0]).is_empty() {
+        pass_time(&envoy, &workers, SECOND, |_| None);
+    }
+    assert_eq!(in_flight(&workers[0]).len(), 4);
+    workers[0].restart_vm();
+    if replaced {
+        assert!(workers[0].configure(&configuration(changes)));
+    }
+    let left = &workers[usize::from(!replaced)..];
+    let after = |units| {
+        (1..).find(|_| {
+            pass_time(&envoy, left, SECOND, |call| is_report(call).then(accepted));
+            stat(&envoy, "usage_acknowledged") >= units
+        })
+    };
+    let taken: u64 = after(APPLICATIONS - 4).expect("they are reported");
+    let rest: u64 = after(APPLICATIONS).expect("they are reported");
+    behaved(&envoy);
+    (taken, taken + rest)
+}
+
+/// A lease, a tick that takes it over, and one that sends what was found.
+const TAKE_OVER: u64 = 4 + 1 + 1;
+
+#[test]
+fn what_a_leader_that_went_had_taken_is_reported_soon_and_what_it_had_sent_when_it_is_overdue() {
+    for replaced in [false, true] {
+        // 32,768 slots, 4,096 of them on a tick.
+        let (taken, all) = seconds_until_reported(16_384, replaced);
+        assert!(taken <= TAKE_OVER + 8, "{taken} s");
+        assert!(all <= TAKE_OVER + 5 + 5 + 8, "{all} s");
+    }
+}
+
+#[test]
+fn in_a_large_table_what_a_leader_that_went_had_taken_takes_as_many_ticks_more() {
+    let (taken, all) = seconds_until_reported(65_536, false);
+    assert!(taken <= TAKE_OVER + 32, "{taken} s");
+    assert!(all <= TAKE_OVER + 5 + 5 + 32, "{all} s");
+}
+
 #[test]
 fn what_was_in_flight_of_a_leader_that_went_is_settled_by_the_next_after_its_deadline() {
     for (policy, resent, lost) in [("resend", 5, 0), ("drop", 0, 5)] {
