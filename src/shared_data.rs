@@ -115,8 +115,8 @@ impl Key {
         let [i, j, k, l] = number.to_le_bytes();
         Self {
             bytes: [
-                b't', b'o', b'l', b'l', b'g', b'a', b't', b'e', b'2', kind, a, b, c, d, e, f, g, h, i,
-                j, k, l,
+                b't', b'o', b'l', b'l', b'g', b'a', b't', b'e', b'2', kind, a, b, c, d, e, f, g, h,
+                i, j, k, l,
             ],
         }
     }

@@ -178,7 +178,11 @@ impl Applications {
             let usual = |bytes: &mut [u8]| {
                 in_place::admit(bytes, digest, usage, metrics, now, good).then_some(())
             };
-            if self.table.change_unread(data, digest, now, usual)?.is_some() {
+            if self
+                .table
+                .change_unread(data, digest, now, usual)?
+                .is_some()
+            {
                 return Ok(Verdict::Admitted { stale: false });
             }
         }
@@ -243,56 +247,54 @@ impl Applications {
                     }),
                 )
             };
-            let seen = self
-                .table
-                .change_in_place(data, digest, usual, |record| {
-                    let freshness = record.freshness(now);
-                    if freshness == Freshness::Expired {
-                        return Change::Keep(Reached::Nothing);
+            let seen = self.table.change_in_place(data, digest, usual, |record| {
+                let freshness = record.freshness(now);
+                if freshness == Freshness::Expired {
+                    return Change::Keep(Reached::Nothing);
+                }
+                if record.denial.is_none() {
+                    match key.map(|key| key_standing(record, &shown, key, cold)) {
+                        None | Some(KeyStanding::Good) => {}
+                        Some(KeyStanding::Unknown) if accepted => {}
+                        Some(standing) => return Change::Keep(Reached::AtKey(standing)),
                     }
-                    if record.denial.is_none() {
-                        match key.map(|key| key_standing(record, &shown, key, cold)) {
-                            None | Some(KeyStanding::Good) => {}
-                            Some(KeyStanding::Unknown) if accepted => {}
-                            Some(standing) => return Change::Keep(Reached::AtKey(standing)),
+                    match referrer {
+                        Remembered::Accepted => {}
+                        _ if record.keys == Keys::Unheard => {}
+                        Remembered::Refused(denial) => {
+                            return Change::Keep(Reached::Refused(Refusal::Denied(denial)));
                         }
-                        match referrer {
-                            Remembered::Accepted => {}
-                            _ if record.keys == Keys::Unheard => {}
-                            Remembered::Refused(denial) => {
-                                return Change::Keep(Reached::Refused(Refusal::Denied(denial)));
-                            }
-                            Remembered::Nothing => return Change::Keep(Reached::AtReferrer),
-                        }
+                        Remembered::Nothing => return Change::Keep(Reached::AtReferrer),
                     }
-                    let stale = freshness == Freshness::Stale;
-                    let refresh = stale && !record.refresh_marked;
-                    record.refresh_marked |= refresh;
-                    let first = !record.has_pending();
-                    match record.admit(usage, metrics, now) {
-                        Ok(()) => Change::Write(Reached::Decided(Seen {
-                            verdict: Verdict::Admitted { stale },
-                            dirty: first,
+                }
+                let stale = freshness == Freshness::Stale;
+                let refresh = stale && !record.refresh_marked;
+                record.refresh_marked |= refresh;
+                let first = !record.has_pending();
+                match record.admit(usage, metrics, now) {
+                    Ok(()) => Change::Write(Reached::Decided(Seen {
+                        verdict: Verdict::Admitted { stale },
+                        dirty: first,
+                        refresh,
+                        urgent: record.take_urgent(),
+                        quota: quota_to_tell(application, record, Ok(())),
+                    })),
+                    Err(refusal) => {
+                        let seen = Reached::Decided(Seen {
+                            verdict: Verdict::Refused(refusal),
+                            dirty: false,
                             refresh,
-                            urgent: record.take_urgent(),
-                            quota: quota_to_tell(application, record, Ok(())),
-                        })),
-                        Err(refusal) => {
-                            let seen = Reached::Decided(Seen {
-                                verdict: Verdict::Refused(refusal),
-                                dirty: false,
-                                refresh,
-                                urgent: refusal == Refusal::Early,
-                                quota: quota_to_tell(application, record, Err(refusal)),
-                            });
-                            if refresh {
-                                Change::Write(seen)
-                            } else {
-                                Change::Keep(seen)
-                            }
+                            urgent: refusal == Refusal::Early,
+                            quota: quota_to_tell(application, record, Err(refusal)),
+                        });
+                        if refresh {
+                            Change::Write(seen)
+                        } else {
+                            Change::Keep(seen)
                         }
                     }
-                })?;
+                }
+            })?;
             match seen {
                 Some((slot, Reached::Decided(seen))) => {
                     if seen.dirty {

@@ -88,7 +88,8 @@ fn plan<'a>(
             .iter()
             .filter(|charge| charge.counts(limit))
             .try_fold(0_u64, |sum, charge| sum.checked_add(charge.delta))?;
-        let known = word(limit, codec::LIMIT_OWN)?.checked_add(word(limit, codec::LIMIT_FOREIGN)?)?;
+        let known =
+            word(limit, codec::LIMIT_OWN)?.checked_add(word(limit, codec::LIMIT_FOREIGN)?)?;
         if cost > 0 && known.checked_add(cost)? > word(limit, codec::LIMIT_MAXIMUM)? {
             return None;
         }

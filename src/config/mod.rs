@@ -141,9 +141,7 @@ impl Configuration {
     ) -> Result<Chosen, NoService> {
         let sharing = self.hosts.services_at(authority)?;
         let sharing = sharing.ok_or(NoService::Host)?;
-        let index = sharing
-            .service_for(target, route)
-            .ok_or(NoService::Share)?;
+        let index = sharing.service_for(target, route).ok_or(NoService::Share)?;
         Ok(Chosen {
             index,
             by_host_alone: sharing.is_by_host_alone(),

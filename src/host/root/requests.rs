@@ -177,18 +177,30 @@ impl Root {
         }
         let verified = verified.as_deref();
         match found {
-            Found::Credential(credential) => {
-                self.decide_for(stream_id, index, request, &credential, verified, shared, now)
-            }
+            Found::Credential(credential) => self.decide_for(
+                stream_id,
+                index,
+                request,
+                &credential,
+                verified,
+                shared,
+                now,
+            ),
             Found::Token(_) => {
                 let credential = verified.and_then(|verified| {
                     let application = &verified.application;
                     service.credentials.of_token(application, request)
                 });
                 match credential {
-                    Some(credential) => {
-                        self.decide_for(stream_id, index, request, &credential, verified, shared, now)
-                    }
+                    Some(credential) => self.decide_for(
+                        stream_id,
+                        index,
+                        request,
+                        &credential,
+                        verified,
+                        shared,
+                        now,
+                    ),
                     None => Err(self.refused(index, Reply::UnusableCredential)),
                 }
             }
@@ -521,11 +533,7 @@ impl Root {
 }
 
 /// Whether a request's token allows what the request does.
-fn meets(
-    tokens: &Tokens,
-    request: &Request<'_>,
-    verified: Option<&Verified>,
-) -> Result<(), Reply> {
+fn meets(tokens: &Tokens, request: &Request<'_>, verified: Option<&Verified>) -> Result<(), Reply> {
     let required = tokens.required(request.method, request.target);
     match verified {
         Some(verified) if verified.meets.has_all(required) => Ok(()),

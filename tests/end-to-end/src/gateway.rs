@@ -116,6 +116,17 @@ impl Gateway {
         self.envoy.stat(&name).await
     }
 
+    /// Waits until the filter's counter says that so many requests were admitted: each worker
+    /// adds to it on its ticks.
+    pub async fn admitted(&self, requests: u64) -> Result<()> {
+        let what = format!("{requests} requests to be counted as admitted");
+        eventually(&what, Duration::from_secs(10), async || {
+            let counted = self.counter("requests_admitted").await.ok()?;
+            (counted == requests).then_some(())
+        })
+        .await
+    }
+
     /// What service management has counted for an application of [`SERVICE`].
     #[must_use]
     pub fn usage(&self, application: &str, metric: &str) -> u64 {

@@ -39,6 +39,7 @@ async fn the_counters_say_what_the_clients_saw() -> Result<()> {
         BTreeMap::from([(200, 73), (401, 9), (403, 15), (404, 7)])
     );
     gateway.flushed(70).await?;
+    gateway.admitted(70).await?;
 
     let counters = gateway.envoy.stats("wasmcustom.tollgate.1001.").await?;
     let requests: BTreeMap<_, _> = counters

@@ -107,6 +107,7 @@ fn a_fresh_application_is_decided_about_without_a_call_on_any_worker() {
     for worker in &workers {
         get(worker, "alice").forwarded();
         assert_eq!(worker.calls().len(), 0);
+        worker.tick();
     }
     assert_eq!(stat(&envoy, "requests_admitted"), 4);
     assert_eq!(stat(&envoy, "requests_admitted_stale"), 0);
@@ -396,6 +397,7 @@ fn a_misconfiguration_never_replaces_what_is_known() {
     }
     get(&worker, "alice").forwarded();
     assert_eq!(stat(&envoy, "misconfigured"), 1);
+    worker.tick();
     assert_eq!(stat(&envoy, "requests_admitted"), 3);
 }
 

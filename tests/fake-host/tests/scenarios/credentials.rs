@@ -238,6 +238,7 @@ fn a_key_in_a_form_is_looked_at_when_all_of_it_is_here() {
         Outcome::Paused(stream)
     );
     assert!(worker.trailers(stream).continued());
+    worker.tick();
     assert_eq!(stat(&envoy, "requests_admitted"), 3);
     behaved(&envoy);
 }

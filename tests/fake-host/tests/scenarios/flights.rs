@@ -433,7 +433,9 @@ fn workers_that_come_and_go_leave_no_queues_and_no_keys_behind() {
         envoy.canary(&workers[0], &plain());
         tick(&envoy, &workers, seconds(30));
         let mailboxes = envoy.shared_keys();
-        let mailboxes = mailboxes.iter().filter(|key| key.get(KIND_AT) == Some(&b'q'));
+        let mailboxes = mailboxes
+            .iter()
+            .filter(|key| key.get(KIND_AT) == Some(&b'q'));
         known = mailboxes.count();
     }
     assert!((2..10).contains(&known), "{known} names of queues");

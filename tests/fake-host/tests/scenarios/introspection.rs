@@ -220,6 +220,9 @@ fn who_waits_for_one_token_waits_for_one_call_and_is_decided_by_itself() {
     // Each worker asks for itself.
     introduced(&envoy, &workers[1], "one", json!({}));
     assert_eq!(stat(&envoy, "introspection_calls"), 2);
+    for worker in &workers {
+        worker.tick();
+    }
     assert_eq!(stat(&envoy, "requests_admitted"), 50);
     behaved(&envoy);
 }

@@ -522,7 +522,10 @@ fn a_listed_key_is_good_and_another_wrong_while_nobody_answers() {
 fn a_list_that_somebody_spoiled_is_asked_for_again() {
     let (envoy, workers, mut backend) = known_to_two(&["k1"]);
     let key = envoy.shared_keys().into_iter();
-    let key = key.clone().find(|key| key.get(KIND_AT) == Some(&b'a')).unwrap();
+    let key = key
+        .clone()
+        .find(|key| key.get(KIND_AT) == Some(&b'a'))
+        .unwrap();
     let (mut value, cas) = envoy.shared_data().get(&key).unwrap();
     let last = value.len() - 1;
     value[last] ^= 1;

@@ -4,7 +4,7 @@
 use std::slice::from_ref;
 
 use serde_json::json;
-use tollgate_fake_host::{Answer, Call, Failure, FakeEnvoy, accepted, authorized, error};
+use tollgate_fake_host::{Answer, Call, Failure, FakeEnvoy, Worker, accepted, authorized, error};
 
 use crate::support::*;
 
@@ -176,4 +176,30 @@ fn usage_of_an_application_without_a_place_is_in_the_sums() {
     });
     let seen = sums(&envoy, "hits");
     assert_eq!((seen.admitted, seen.pending, seen.in_flight), (40, 0, 0));
+}
+
+#[test]
+fn admitted_requests_are_counted_by_64_and_on_the_next_tick_at_the_latest() {
+    let (envoy, workers) = gateway_of(2, &plain());
+    introduce(&envoy, &workers[0], "alice", authorized());
+    let admitted = || stat(&envoy, "requests_admitted");
+    let requests = |worker: &Worker, count: usize| {
+        for _ in 0..count {
+            get(worker, "alice").forwarded();
+        }
+    };
+    assert_eq!(admitted(), 1);
+    requests(&workers[0], 63);
+    requests(&workers[1], 63);
+    assert_eq!(admitted(), 1);
+    requests(&workers[0], 1);
+    assert_eq!(admitted(), 1 + 64);
+    workers[1].tick();
+    assert_eq!(admitted(), 1 + 64 + 63);
+    // Under an old configuration, too.
+    requests(&workers[0], 3);
+    assert!(workers[0].configure(&plain()));
+    workers[0].tick();
+    assert_eq!(admitted(), 1 + 64 + 63 + 3);
+    behaved(&envoy);
 }

@@ -131,7 +131,8 @@ impl Variant {
         for counter in counters {
             let done = rose(counter);
             ensure!(
-                (requests..=requests + under_way).contains(&done),
+                (requests.saturating_sub(KEPT_BACK)..=requests + under_way + KEPT_BACK)
+                    .contains(&done),
                 "{}: {counter} rose by {done} for {requests} requests",
                 self.name()
             );
@@ -139,6 +140,10 @@ impl Variant {
         Ok(())
     }
 }
+
+/// Requests of which the filter's counter may be short, or be told late: each VM adds what it
+/// admitted by the dozen, and on its ticks.
+const KEPT_BACK: u64 = 64;
 
 /// The API behind all variants: an Envoy that replies itself. It costs the machine less
 /// than the proxies in front of it, and needs no optimized build of ours.

@@ -334,6 +334,12 @@ impl Story<'_> {
             "{admitted} were admitted, {} exempt; none that was refused got through",
             self.ledger.exempt
         ));
+        // Workers add to it on their ticks.
+        let _ = eventually("the filter's counter", PATIENCE, async || {
+            let counted = self.world.counter("requests_admitted").await.ok()?;
+            (counted >= admitted).then_some(())
+        })
+        .await;
         let counted = self.world.counter("requests_admitted").await?;
         self.checks
             .equal("admitted, by the filter's counter", admitted, counted);

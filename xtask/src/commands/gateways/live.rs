@@ -197,6 +197,8 @@ async fn measure(arguments: &Arguments, count: u16, sets: &[Set; 2]) -> Result<[
             call.endpoint != Endpoint::Probe && minute <= at && at < until
         });
         let called = called.count();
+        // Workers tell what they admitted on their ticks.
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let early = set.counter("requests_early").await?;
         let admitted = set.counter("requests_admitted").await?;
         eventually("usage to arrive", PATIENCE, async || {
