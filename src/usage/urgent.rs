@@ -216,6 +216,11 @@ impl Urgent {
                 | Stage::Elsewhere { .. } => {}
             }
             if settled && matches!(stage, Stage::Reported { .. } | Stage::Unseen { .. }) {
+                // Not the oldest look first: under `eager` that takes looks from those who overrun for
+                // those who never will. With three applications at four times their limit and twenty
+                // just below it, on four gateways, overrun would be 55% instead of 13%. The price is
+                // paid under `strict`: who has more left than enough others may wait for most of a
+                // window, and leave more of its limit unused.
                 ask.push((seen.left, *slot));
             }
             true
@@ -379,13 +384,67 @@ mod tests {
         applications
             .learn(&data, &ALICE, &plan, &metrics(false), moment(0), &lifetimes)
             .unwrap();
-        let slot = (0..applications.slots()).map(Slot).find(|slot| {
+        let slot = occupied(&data, &mut applications).first().copied();
+        (data, applications, slot.unwrap())
+    }
+
+    fn occupied(data: &Memory, applications: &mut Applications) -> Vec<Slot> {
+        let all = (0..applications.slots()).map(Slot);
+        all.filter(|slot| {
             let found = applications
                 .table()
-                .change_slot(&data, *slot, |_| Some(Change::Keep(())));
+                .change_slot(data, *slot, |_| Some(Change::Keep(())));
             found == Ok(Some(()))
-        });
-        (data, applications, slot.unwrap())
+        })
+        .collect()
+    }
+
+    /// Which of two is asked about first: `Some(true)` if it is the one that was looked at longer
+    /// ago, of whose limit more is left.
+    fn the_older_look_goes_first(accuracy: Accuracy) -> Option<bool> {
+        const BOB: Identity<'_> = Identity {
+            digest: Digest([2; 16]),
+            value: b"bob",
+            ..ALICE
+        };
+        let data = Memory::default();
+        let mut applications = Applications::open(&data, 8);
+        let lifetimes = Lifetimes {
+            ttl: 60_000,
+            negative_ttl: 1_000,
+            stale_if_error: 60_000,
+            accuracy,
+        };
+        let mut learn = |identity, used, looked| {
+            let plan = known(vec![limit("hits", Period::Day, 100, used, moment(0))]);
+            let at = moment(looked);
+            applications
+                .learn(&data, identity, &plan, &metrics(false), at, &lifetimes)
+                .unwrap();
+            occupied(&data, &mut applications)
+        };
+        let older = learn(&ALICE, 50, 0);
+        let both = learn(&BOB, 90, 1_000);
+        assert_eq!((older.len(), both.len()), (1, 2));
+        let now = moment(5_000);
+        let mut urgent = Urgent::wanted(1, accuracy).unwrap();
+        let since = now.monotonic;
+        urgent
+            .followed
+            .extend(both.iter().map(|slot| (*slot, Stage::Reported { since })));
+        let mut calls = UrgentCalls::default();
+        let due = urgent.next(&data, &mut applications, now, 9, &mut calls);
+        let [first] = due.ask.as_slice() else {
+            return None;
+        };
+        Some(older.contains(first))
+    }
+
+    #[test]
+    fn the_least_left_is_asked_about_before_an_older_look() {
+        for accuracy in [STRICT, Accuracy::Eager { gateways: 4 }] {
+            assert_eq!(the_older_look_goes_first(accuracy), Some(false));
+        }
     }
 
     #[test]
