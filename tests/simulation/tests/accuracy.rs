@@ -160,13 +160,11 @@ fn many_applications_at_their_limits_cost_no_more_calls() {
     for seed in 1..=4 {
         let figures = run(Setup { seed, ..MANY });
         let what = format!("{seed}: {figures:?}");
-        assert!(figures.calls < 2.8, "{what}");
-        assert!(figures.unused() < 0.25, "{what}");
-        // Mostly one or two requests of a hundred in the worst of the 24 windows of a run, four in two
-        // runs of a hundred, and once in two hundred five or six: looks are scarce, and a gateway
-        // that others are looked at before reports late.
-        assert!(figures.worst_overrun() < 0.05, "{what}");
-        assert!(figures.overrun() < 0.006, "{what}");
+        assert!(figures.calls < 2.6, "{what}");
+        assert!(figures.unused() < 0.075, "{what}");
+        // In 120 seeds nothing was overrun, and 4.1% to 5.7% was unused.
+        assert!(figures.worst_overrun() < 0.015, "{what}");
+        assert!(figures.overrun() < 0.001, "{what}");
     }
 }
 
