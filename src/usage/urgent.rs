@@ -352,10 +352,13 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authorization::Identity;
     use crate::authorization::testing::{
         ALICE, STRICT, at as moment, known, limit, metrics, usage,
     };
-    use crate::authorization::{Lifetimes, Period};
+    use crate::authorization::{Identity, Lifetimes, Period};
+    use crate::credentials::Digest;
+    use crate::credentials::Digest;
     use crate::moment::testing::at;
     use crate::shared_data::memory::Memory;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
