@@ -352,12 +352,10 @@ fn see(record: &Record, now: Moment) -> Option<Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authorization::Identity;
     use crate::authorization::testing::{
         ALICE, STRICT, at as moment, known, limit, metrics, usage,
     };
     use crate::authorization::{Identity, Lifetimes, Period};
-    use crate::credentials::Digest;
     use crate::credentials::Digest;
     use crate::moment::testing::at;
     use crate::shared_data::memory::Memory;
@@ -435,7 +433,7 @@ mod tests {
         let both = learn(&BOB, 90, 1_000);
         assert_eq!((older.len(), both.len()), (1, 2));
         let now = moment(5_000);
-        let mut urgent = Urgent::wanted(1, accuracy).unwrap();
+        let mut urgent = Urgent::wanted(ALICE.scope, accuracy).unwrap();
         let since = now.monotonic;
         urgent
             .followed
