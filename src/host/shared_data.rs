@@ -12,7 +12,7 @@ use super::clock;
 use crate::shared_data::{Guess, Key, SetError, SharedData, Token};
 use std::cell::Cell;
 
-const COUNTER_KIND: u8 = b'c';
+const COUNTER_KIND: u8 = b't';
 
 thread_local! {
     static COUNTER: Cell<Counter> = const { Cell::new(Counter { next: 0, last: 0, until: 0, asked: false }) };

@@ -6,8 +6,8 @@
 //!
 //! Each is exact at once but for requests that were admitted at first sight: a call of the host
 //! for each would be a thirtieth of what such a request costs, so a VM hands them over by
-//! [`BY_SO_MANY`], and on its next tick. Those of a VM that traps meanwhile are missing; their usage
-//! is not, for that is in the records.
+//! [`BY_SO_MANY`], and on its next tick. Those since the last tick of a VM that ends or traps are
+//! missing; their usage is not, for that is in the records.
 
 use super::abi::{self, MetricType};
 use crate::authorization::Units;
