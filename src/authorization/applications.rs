@@ -218,9 +218,8 @@ impl Applications {
         self.quota = None;
         self.acceptance_ends = u64::MAX;
         let Identity { digest, shown, .. } = *application;
-        if !self.table.has_hint(digest)
-            && let Some(denial) = self.strangers.find(data, digest, now)
-        {
+        let hinted = self.table.has_hint(digest);
+        if !hinted && let Some(denial) = self.strangers.find(data, digest, now) {
             return Ok(Verdict::Refused(Refusal::Denied(denial)));
         }
         let key = key_digest(application.kind, digest, &shown);
@@ -328,6 +327,10 @@ impl Applications {
                         Remembered::Refused(denial) => return Ok(refused_or_unknown(Some(denial))),
                         Remembered::Nothing => return Ok(Verdict::Unknown),
                     }
+                }
+                // The record gave way, and only then was it denied: the hint says nothing of it.
+                None if hinted && let Some(denial) = self.strangers.find(data, digest, now) => {
+                    return Ok(refused_or_unknown(Some(denial)));
                 }
                 Some((_, Reached::Nothing)) | None => {
                     let wrong_key = key.and_then(|key| self.strangers.find(data, key, now));

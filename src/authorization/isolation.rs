@@ -82,7 +82,10 @@ fn names() -> impl Strategy<Value = Vec<Names>> {
                     all.insert(names);
                 }
             }
-            all.into_iter().collect()
+            // In an order that is the same each time, so that a failure can be had again.
+            let mut all: Vec<Names> = all.into_iter().collect();
+            all.sort_unstable_by_key(|names| names.identity().digest);
+            all
         },
     )
 }
@@ -149,6 +152,57 @@ fn own(index: usize) -> (u64, Denial) {
         Denial::Other,
     ];
     (1 + index as u64 % 5, denials[index % denials.len()])
+}
+
+#[test]
+fn a_denial_of_whose_record_gave_way_is_heard_by_who_had_found_the_record() {
+    let data = Memory::default();
+    let mut vms = [0; 2].map(|_| Applications::open(&data, 8));
+    let metrics = metrics(false);
+    let cost = usage(&metrics, &[("hits", 1)]);
+    let names = |value: String| Names {
+        cluster: "c".to_owned(),
+        authority: "a".to_owned(),
+        service: "1".to_owned(),
+        kind: Kind::UserKey,
+        value,
+    };
+    let alice = names("alice".to_owned());
+    let answer = known(Vec::new());
+    let [first, second] = &mut vms;
+    first
+        .learn(
+            &data,
+            &alice.identity(),
+            &answer,
+            &metrics,
+            at(0),
+            &LIFETIMES,
+        )
+        .unwrap();
+    for number in 0..64 {
+        let other = names(format!("other{number}"));
+        second
+            .learn(
+                &data,
+                &other.identity(),
+                &answer,
+                &metrics,
+                at(1),
+                &LIFETIMES,
+            )
+            .unwrap();
+    }
+    let decide =
+        |vm: &mut Applications| vm.decide(&data, &alice.identity(), &cost, &metrics, at(2));
+    assert_eq!(decide(second), Ok(Verdict::Unknown));
+    let denial = Denial::UserKeyInvalid;
+    second
+        .learn_denial(&data, &alice.identity(), denial, at(2), &LIFETIMES)
+        .unwrap();
+    let denied = Ok(Verdict::Refused(Refusal::Denied(denial)));
+    assert_eq!(decide(first), denied);
+    assert_eq!(decide(second), denied);
 }
 
 proptest! {
