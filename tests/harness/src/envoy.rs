@@ -43,6 +43,8 @@ pub struct EnvoyOptions {
     pub clusters: Vec<(String, SocketAddr)>,
     /// Number of worker threads.
     pub concurrency: u32,
+    /// The only processor that it may use, for measurements (`taskset`); `None`: all.
+    pub processor: Option<usize>,
     /// Variables for Envoy's process, beside `TG_SERVICE_TOKEN`, which is `svc-token`
     /// unless given here.
     pub env: Vec<(String, String)>,
@@ -67,6 +69,7 @@ impl Default for EnvoyOptions {
             upstream: None,
             service_management: None,
             clusters: Vec::new(),
+            processor: None,
             concurrency: 2,
             env: Vec::new(),
             drain_time: Duration::from_secs(2),
@@ -146,7 +149,17 @@ impl Envoy {
             std::fs::write(&changes.listeners_path, changes.listeners()?.to_string())?;
         }
         let log = File::create(file("envoy.log"))?;
-        let child = Command::new(&executable)
+        let mut command = match options.processor {
+            // It becomes Envoy, under the same process id.
+            Some(processor) => {
+                let mut taskset = Command::new("taskset");
+                taskset.args(["--cpu-list", &processor.to_string()]);
+                taskset.arg(&executable);
+                taskset
+            }
+            None => Command::new(&executable),
+        };
+        let child = command
             .args(["-c".as_ref(), file("bootstrap.json").as_os_str()])
             .args(["--admin-address-path".as_ref(), file("admin").as_os_str()])
             .args(["--concurrency", &options.concurrency.to_string()])

@@ -84,7 +84,16 @@ async fn run(
 ) -> Result<Load> {
     let file = tempfile::NamedTempFile::with_suffix(".lua")?;
     std::fs::write(file.path(), script)?;
-    let output = Command::new(wrk)
+    let mut command = match super::variant::beside() {
+        Some(processor) => {
+            let mut taskset = Command::new("taskset");
+            taskset.args(["--cpu-list", &processor.to_string()]);
+            taskset.arg(wrk);
+            taskset
+        }
+        None => Command::new(wrk),
+    };
+    let output = command
         .args(["--threads", "1"])
         .args(["--connections", &connections.to_string()])
         .args(["--duration", &format!("{seconds}s")])

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
@@ -158,15 +159,30 @@ pub async fn upstream(envoy: &Path) -> Result<Envoy> {
         executable: Some(envoy.to_owned()),
         filters: Some(Vec::new()),
         listener: Some(Arc::new(reply)),
+        processor: beside(),
         ..quiet()
     })
     .await
+}
+
+/// The processor of what is measured: it is not to be moved about, nor to wait for the load.
+/// `None` where there is but one.
+fn measured() -> Option<usize> {
+    thread::available_parallelism()
+        .is_ok_and(|processors| processors.get() > 1)
+        .then_some(0)
+}
+
+/// The processor of the load and of the API behind: another one.
+pub fn beside() -> Option<usize> {
+    measured().map(|processor| processor + 1)
 }
 
 /// One worker, and nothing written while it works.
 pub fn quiet() -> EnvoyOptions {
     EnvoyOptions {
         concurrency: 1,
+        processor: measured(),
         access_log: false,
         log_level: "warning".into(),
         ..EnvoyOptions::default()
