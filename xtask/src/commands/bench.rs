@@ -4,12 +4,14 @@
 //! compare. The figure that counts is Envoy's CPU time per request; requests per second
 //! and latency depend on what else the machine does.
 //!
-//! With `--scale`, `--latency`, `--memory` or `--economy` it measures something else instead.
+//! With `--instructions`, `--scale`, `--latency`, `--memory` or `--economy` it measures something
+//! else instead.
 
 mod backend;
 mod economy;
 mod gateway;
 mod inside;
+mod instructions;
 mod latency;
 mod load;
 mod memory;
@@ -25,11 +27,11 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tollgate_harness::{Envoy, EnvoyOptions};
 
-use load::{Load, load};
+use load::load;
 use variant::Variant;
 
 use super::build::{build_filter, build_module};
-use crate::tools::{envoy::envoy_path, wrk::wrk_path};
+use crate::tools::{envoy::envoy_path, valgrind::valgrind_path, wrk::wrk_path};
 
 /// Arguments of the command.
 #[derive(clap::Args)]
@@ -37,6 +39,9 @@ pub struct Arguments {
     /// Print the results as JSON, or write that to a file and print a table
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
+    /// Instead: instructions, by Valgrind, which vary little from run to run
+    #[arg(long, group = "what")]
+    instructions: bool,
     /// Instead: the cost by applications, rules, services, limits and workers (curves)
     #[arg(long, group = "what")]
     scale: bool,
@@ -49,13 +54,16 @@ pub struct Arguments {
     /// Instead: calls to service management for a million requests, beside a formula
     #[arg(long, group = "what")]
     economy: bool,
-    /// With one of these: fewer sizes and rounds
-    #[arg(long, requires = "what")]
+    /// With one of the last four: fewer sizes and rounds
+    #[arg(long, requires = "what", conflicts_with = "instructions")]
     quick: bool,
     /// Rounds for each variant
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Length of a round, in seconds
+    /// Turns of each variant in a round; the first that is not counted warms up
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    turns: u32,
+    /// Length of a turn, in seconds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
     /// Connections that are kept busy
@@ -81,12 +89,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let rows = economy::measure(arguments.quick)?;
         return arguments.show(&rows, |rows| economy::print(rows));
     }
-    let (envoy, wrk) = (envoy_path()?, wrk_path()?);
+    let envoy = envoy_path()?;
     let modules = arguments.modules()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
+    if arguments.instructions {
+        let variants = arguments.variants();
+        let valgrind = valgrind_path()?;
+        let measure = instructions::measure(&envoy, &valgrind, &modules, &variants);
+        return arguments.show(&runtime.block_on(measure)?, instructions::print);
+    }
+    let wrk = wrk_path()?;
     if arguments.scale {
         let tools = scale::Tools {
             envoy: &envoy,
@@ -177,11 +192,13 @@ struct Figures {
     module_bytes: Option<u64>,
 }
 
+/// A variant, and what is known of it so far.
 struct Contender {
     variant: Variant,
     module: Option<PathBuf>,
-    envoy: Envoy,
+    options: EnvoyOptions,
     rounds: Vec<Round>,
+    rss_mib: f64,
 }
 
 struct Round {
@@ -189,7 +206,23 @@ struct Round {
     /// Share of one core that Envoy used. Well below 1, it waited for the machine, the load
     /// generator or the upstream, and a request costs it a little more.
     busy: f64,
-    load: Load,
+    requests_per_second: f64,
+    p50_us: f64,
+    p99_us: f64,
+}
+
+impl Round {
+    /// The medians of some turns.
+    fn of(turns: &[Self]) -> Self {
+        let over = |figure: &dyn Fn(&Self) -> f64| median(turns.iter().map(figure).collect());
+        Self {
+            cpu_us_per_request: over(&|it| it.cpu_us_per_request),
+            busy: over(&|it| it.busy),
+            requests_per_second: over(&|it| it.requests_per_second),
+            p50_us: over(&|it| it.p50_us),
+            p99_us: over(&|it| it.p99_us),
+        }
+    }
 }
 
 async fn measure(
@@ -208,41 +241,51 @@ async fn measure(
             upstream.address(),
             service_management.address(),
         );
-        let envoy = Envoy::start(EnvoyOptions {
-            executable: Some(envoy.to_owned()),
-            ..options
-        })
-        .await
-        .with_context(|| format!("variant {}", variant.name()))?;
         contenders.push(Contender {
             variant,
             module: module.cloned(),
-            envoy,
+            options: EnvoyOptions {
+                executable: Some(envoy.to_owned()),
+                ..options
+            },
             rounds: Vec::new(),
+            rss_mib: 0.0,
         });
     }
-    // The first round warms up: connections, caches, and the answers that Tollgate asks for.
-    for round in 0..=arguments.rounds {
-        let count = contenders.len();
-        for turn in 0..count {
-            // Each variant has each place in the order equally often.
-            let contender = &mut contenders[(turn + round as usize) % count];
-            let figures = contender.round(arguments, wrk).await?;
-            let label = if round == 0 {
-                "warm-up".to_owned()
-            } else {
-                format!("round {round}/{}", arguments.rounds)
-            };
+    for round in 0..arguments.rounds {
+        // Where a process lies in memory makes a difference of some microseconds that stays
+        // for its lifetime. So each round has processes of its own.
+        let mut running = Vec::new();
+        for contender in &contenders {
+            let envoy = Envoy::start(contender.options.clone())
+                .await
+                .with_context(|| format!("variant {}", contender.variant.name()))?;
+            // Connections, caches, and the answers that Tollgate asks for.
+            contender.turn(&envoy, arguments, wrk).await?;
+            running.push((envoy, Vec::new()));
+        }
+        for turn in 0..arguments.turns {
+            let count = contenders.len();
+            for place in 0..count {
+                // Each variant has each place in the order equally often.
+                let next = (place + (turn + round) as usize) % count;
+                let (envoy, turns) = &mut running[next];
+                turns.push(contenders[next].turn(envoy, arguments, wrk).await?);
+            }
+        }
+        for (contender, (envoy, turns)) in contenders.iter_mut().zip(running) {
+            let figures = Round::of(&turns);
             eprintln!(
-                "{label:>11}  {:<10} {:6.2} µs of CPU a request, {:6.0} requests/s, Envoy {:.0}% busy",
+                "round {}/{}  {:<10} {:6.2} µs of CPU a request, {:6.0} requests/s, Envoy {:.0}% busy",
+                round + 1,
+                arguments.rounds,
                 contender.variant.name(),
                 figures.cpu_us_per_request,
-                figures.load.requests_per_second(),
-                figures.busy * 100.0
+                figures.requests_per_second,
+                figures.busy * 100.0,
             );
-            if round > 0 {
-                contender.rounds.push(figures);
-            }
+            contender.rounds.push(figures);
+            contender.rss_mib = envoy.rss_mib()?;
         }
     }
     let base: Vec<f64> = contenders
@@ -258,10 +301,11 @@ async fn measure(
 }
 
 impl Contender {
-    async fn round(&self, arguments: &Arguments, wrk: &Path) -> Result<Round> {
-        let url = format!("{}/v1/orders", self.envoy.url());
-        let stats_before = self.envoy.stats("").await?;
-        let cpu_before = self.envoy.cpu_time()?;
+    /// Load on its Envoy for a while.
+    async fn turn(&self, envoy: &Envoy, arguments: &Arguments, wrk: &Path) -> Result<Round> {
+        let url = format!("{}/v1/orders", envoy.url());
+        let stats_before = envoy.stats("").await?;
+        let cpu_before = envoy.cpu_time()?;
         let load = load(
             wrk,
             &url,
@@ -270,8 +314,8 @@ impl Contender {
             arguments.seconds,
         )
         .await?;
-        let cpu = self.envoy.cpu_time()?.saturating_sub(cpu_before);
-        let stats_after = self.envoy.stats("").await?;
+        let cpu = envoy.cpu_time()?.saturating_sub(cpu_before);
+        let stats_after = envoy.stats("").await?;
         // Envoy's count: wrk leaves out what is under way when it stops.
         let answered = "http.ingress.downstream_rq_2xx";
         let requests = variant::get(&stats_after, answered)
@@ -291,7 +335,9 @@ impl Contender {
         Ok(Round {
             cpu_us_per_request: cpu.as_secs_f64() * 1e6 / requests as f64,
             busy: cpu.as_secs_f64() * 1e6 / load.microseconds as f64,
-            load,
+            requests_per_second: load.requests_per_second(),
+            p50_us: load.p50_us as f64,
+            p99_us: load.p99_us as f64,
         })
     }
 
@@ -318,10 +364,10 @@ impl Contender {
                 .iter()
                 .map(|r| r.cpu_us_per_request)
                 .fold(f64::INFINITY, f64::min),
-            requests_per_second: over(&|r| r.load.requests_per_second()),
-            p50_ms: over(&|r| r.load.p50_us as f64 / 1e3),
-            p99_ms: over(&|r| r.load.p99_us as f64 / 1e3),
-            rss_mib: self.envoy.rss_mib()?,
+            requests_per_second: over(&|r| r.requests_per_second),
+            p50_ms: over(&|r| r.p50_us / 1e3),
+            p99_ms: over(&|r| r.p99_us / 1e3),
+            rss_mib: self.rss_mib,
             module_bytes,
         })
     }

@@ -12,6 +12,7 @@ pub mod node;
 pub mod oidc;
 pub mod test_runner;
 pub mod toolchain;
+pub mod valgrind;
 pub mod wrk;
 
 use std::fs::{File, TryLockError};

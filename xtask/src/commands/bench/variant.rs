@@ -19,6 +19,8 @@ pub enum Variant {
     None,
     /// One callback that lets the request pass: what the host costs by itself.
     Raw,
+    /// The host calls that a decision needs, and no decision.
+    Floor,
     /// A filter on the stock SDK that reads one header.
     Hello,
     /// Envoy's own `api_key_auth` and `local_ratelimit`.
@@ -36,6 +38,7 @@ impl Variant {
         match self {
             Self::None => "none",
             Self::Raw => "raw",
+            Self::Floor => "floor",
             Self::Hello => "hello",
             Self::Native => "native",
             Self::Unlimited => "unlimited",
@@ -49,6 +52,7 @@ impl Variant {
         match self {
             Self::None | Self::Native => None,
             Self::Raw => Some("raw"),
+            Self::Floor => Some("floor"),
             Self::Hello => Some("hello-world"),
             Self::Unlimited | Self::Limited | Self::Token => Some("tollgate"),
         }
@@ -74,8 +78,10 @@ impl Variant {
         let filters = match (self, &module) {
             (Self::Unlimited | Self::Limited | Self::Token, _) => None,
             (Self::Native, _) => Some(native()),
-            (Self::Raw | Self::Hello, Some(module)) => Some(vec![wasm_filter(self.name(), module)]),
-            (Self::None | Self::Raw | Self::Hello, _) => Some(Vec::new()),
+            (Self::Raw | Self::Floor | Self::Hello, Some(module)) => {
+                Some(vec![wasm_filter(self.name(), module)])
+            }
+            (Self::None | Self::Raw | Self::Floor | Self::Hello, _) => Some(Vec::new()),
         };
         let plugin = match self {
             Self::Token => super::token::plugin(),
@@ -110,7 +116,7 @@ impl Variant {
         );
         let counters: &[&str] = match self {
             Self::None => &[],
-            Self::Raw | Self::Hello => {
+            Self::Raw | Self::Floor | Self::Hello => {
                 ensure!(
                     get(after, "wasm.envoy.wasm.runtime.v8.active") > 0,
                     "{}: no module is loaded",
