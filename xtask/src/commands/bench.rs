@@ -58,10 +58,10 @@ pub struct Arguments {
     #[arg(long, requires = "what", conflicts_with = "instructions")]
     quick: bool,
     /// Rounds for each variant
-    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Turns of each variant in a round; the first that is not counted warms up
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Turns of each variant in a round, after one that warms up
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]
     turns: u32,
     /// Length of a turn, in seconds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
