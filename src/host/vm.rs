@@ -256,11 +256,11 @@ impl Vm {
         let Some(shared) = &mut self.shared else {
             return;
         };
-        let root = self
-            .roots
-            .iter_mut()
-            .find(|root| root.id() == root_id || root.waits_for(token));
-        if let Some(root) = root {
+        // Not by the root that Envoy names, unless nobody waits: a call that was made for a silent
+        // root, in the tick of another, is that other's to Envoy.
+        let waits = self.roots.iter().position(|root| root.waits_for(token));
+        let named = || self.roots.iter().position(|root| root.id() == root_id);
+        if let Some(root) = waits.or_else(named).and_then(|at| self.roots.get_mut(at)) {
             root.on_call_response(token, shared);
         }
     }

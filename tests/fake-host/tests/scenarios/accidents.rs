@@ -556,6 +556,32 @@ fn reconfigured() -> (FakeEnvoy, Worker) {
     (envoy, worker)
 }
 
+/// Its listener is gone, so its calls are made in the ticks of the other one.
+#[test]
+fn a_newer_configuration_without_ticks_hears_what_becomes_of_its_reports() {
+    let (envoy, worker) = gateway(&plain());
+    let services = json!([service("1002", "new.example.com")]);
+    assert!(worker.configure(&configuration(json!({ "services": services }))));
+    let ask = || {
+        let request = worker.request().host("new.example.com");
+        request.get("/?user_key=alice").send()
+    };
+    let stream = ask().paused();
+    worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+    worker.poll(stream).forwarded();
+    ask().forwarded();
+    envoy.answer_with(|_| Some(accepted()));
+    for _ in 0..120 {
+        envoy.advance(Duration::from_secs(1));
+        worker.tick_oldest();
+    }
+    let of_it = |name: &str| envoy.stat(&format!("tollgate.1002.{name}"));
+    assert_eq!(of_it("usage_acknowledged"), 2);
+    assert_eq!(of_it("usage_resent"), 0);
+    assert_eq!(of_it("report_calls"), 1);
+    behaved(&envoy);
+}
+
 #[test]
 fn a_configuration_is_kept_however_often_another_one_ticks() {
     let (envoy, worker) = reconfigured();
