@@ -14,7 +14,7 @@
 use super::mailboxes::Mailbox;
 use crate::credentials::Digest;
 use crate::moment::Moment;
-use crate::service_management::Denial;
+use crate::service_management::{Denial, Failure};
 use crate::shared_data::{ATTEMPTS, Key, SetError, SharedData};
 
 const KIND: u8 = b'f';
@@ -53,6 +53,8 @@ pub enum Landing {
     Denied(Denial),
     /// There was no usable answer.
     Failed,
+    /// There was none, perhaps for what was asked: nobody is let in for it.
+    Doubtful,
     /// Service management refuses whoever asked: perhaps not whoever waits, whose
     /// configuration may be a newer one.
     Misconfigured,
@@ -63,6 +65,17 @@ pub enum Landing {
 }
 
 impl Landing {
+    /// There was no usable answer. Whoever is to be let in where nobody can be asked must not
+    /// be so because of a key that makes something before service management refuse the question.
+    #[must_use]
+    pub const fn failed(failure: Failure) -> Self {
+        if failure.may_be_of_the_consumers_making() {
+            Self::Doubtful
+        } else {
+            Self::Failed
+        }
+    }
+
     /// Service management denies the application, or only what was shown in the question: then
     /// whoever waits looks whether that is what it shows itself.
     #[must_use]
@@ -214,6 +227,7 @@ impl Message {
             Landing::Misconfigured => [4, 0],
             Landing::Contended => [5, 0],
             Landing::OverBudget => [6, 0],
+            Landing::Doubtful => [7, 0],
         };
         [
             &MESSAGE_MAGIC[..],
@@ -239,6 +253,7 @@ impl Message {
             [4, 0] => Landing::Misconfigured,
             [5, 0] => Landing::Contended,
             [6, 0] => Landing::OverBudget,
+            [7, 0] => Landing::Doubtful,
             _ => return None,
         };
         Some(Self {
@@ -474,6 +489,7 @@ mod tests {
             Landing::Misconfigured,
             Landing::Contended,
             Landing::OverBudget,
+            Landing::Doubtful,
         ];
         for landing in landings {
             let message = Message {

@@ -86,6 +86,10 @@ impl Root {
         let accuracy = self.configuration.authorization.accuracy;
         let lifetimes = lifetimes(&at_work.service.trust, accuracy);
         let identity = at_work.identity_of(digest, fetch, &fetch.asked);
+        let failed = match &answer {
+            AuthorizeAnswer::Failed(failure) => Some(Landing::failed(*failure)),
+            _ => None,
+        };
         let basis = match answer {
             AuthorizeAnswer::Known(authorization) => {
                 let learned = shared.applications.learn(
@@ -144,7 +148,7 @@ impl Root {
             }
         };
         // Others first: they go on while this VM does.
-        self.land(digest, basis.landing(), shared);
+        self.land(digest, failed.unwrap_or_else(|| basis.landing()), shared);
         self.conclude(digest, basis, shared, now);
     }
 
@@ -317,7 +321,7 @@ impl Root {
             AuthorizeAnswer::Failed(failure) => {
                 at_work.failed(*failure, now);
                 at_work.refresher.failed(slot, now, shared.random());
-                self.land(digest, Landing::Failed, shared);
+                self.land(digest, Landing::failed(*failure), shared);
                 return;
             }
         };

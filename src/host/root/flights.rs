@@ -125,6 +125,10 @@ impl Root {
                 self.conclude(digest, Basis::Known(Reply::Misconfigured), shared, now);
             }
             Landing::Failed => self.give_up(digest, shared, now),
+            Landing::Doubtful => {
+                let reply = self.backend_failed(shared, now);
+                self.conclude(digest, Basis::Known(reply), shared, now);
+            }
             Landing::Denied(denial) => {
                 self.conclude(digest, Basis::Reply(Reply::Denied(denial)), shared, now);
             }

@@ -7,7 +7,7 @@ use serde_json::json;
 use tollgate::authorization::{Landing, Message};
 use tollgate::credentials::Digest;
 use tollgate_fake_host::{
-    Failure, FakeEnvoy, Outcome, StreamId, Worker, authorized, error, run_at_once,
+    Answer, Failure, FakeEnvoy, Outcome, StreamId, Worker, authorized, error, run_at_once,
 };
 
 use crate::support::*;
@@ -178,6 +178,25 @@ fn whoever_is_let_in_unheard_is_so_on_all_workers() {
     assert_eq!(stat(&envoy, "authorize_calls"), 1);
     assert_eq!(books(&envoy, "hits").pending, 3);
     behaved(&envoy);
+}
+
+/// What stands before service management refuses the question, as a firewall does that takes
+/// offence at a key.
+#[test]
+fn a_key_that_makes_the_question_fail_lets_nobody_in_on_any_worker() {
+    for answer in [
+        Answer::status(403).body("forbidden"),
+        Answer::status(200).body("<html>blocked</html>"),
+    ] {
+        let changes = json!({ "authorization": { "unknown": "allow" } });
+        let (envoy, workers) = gateway_of(3, &configuration(changes));
+        let streams = one_each(&workers, "' OR 1=1");
+        workers[0].answer(workers[0].only_call().token, answer);
+        assert_eq!(outcomes(&workers, &streams), [Some(503); 3]);
+        assert_eq!(stat(&envoy, "requests_admitted_unknown"), 0);
+        assert_eq!(stat(&envoy, "authorize_calls"), 1);
+        behaved(&envoy);
+    }
 }
 
 #[test]
