@@ -639,7 +639,8 @@ impl Applications {
     }
 
     /// Lets an application in that nobody could say anything about, for a while.
-    /// Its usage is kept and reported alone.
+    /// Its usage is kept and reported alone. What is known of one stays: somebody was let in
+    /// with a key or a referrer of which nothing is known.
     ///
     /// # Errors
     /// As [`Applications::learn`].
@@ -653,7 +654,9 @@ impl Applications {
         let mut new = new_record(application);
         new.let_in_unheard(now, for_milliseconds);
         let put = self.table.put(data, &new, now, |record| {
-            record.let_in_unheard(now, for_milliseconds);
+            if record.freshness(now) == Freshness::Expired {
+                record.let_in_unheard(now, for_milliseconds);
+            }
         });
         match put {
             Ok(_slot) => Ok(Learned::Remembered),

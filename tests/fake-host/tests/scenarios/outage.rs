@@ -146,6 +146,29 @@ fn whoever_makes_a_firewall_refuse_the_question_shuts_nobody_out_and_is_not_let_
 }
 
 #[test]
+fn a_stranger_with_a_known_key_does_not_shorten_what_is_known_of_it() {
+    let mut service = service("1001", "api.example.com");
+    service["credentials"] = json!({ "user_key": [{ "query": "user_key" }], "referrer": true });
+    let changes = json!({ "services": [service], "authorization": { "unknown": "allow" } });
+    let (envoy, worker) = gateway(&configuration(changes));
+    let from = |referrer: &str| {
+        let request = worker.request().get("/?user_key=alice");
+        request.header("referer", referrer).send()
+    };
+    let stream = from("www.example.com").paused();
+    worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+    worker.poll(stream).forwarded();
+
+    let stream = from("made.up.example.com").paused();
+    worker.answer(worker.only_call().token, Failure::Timeout);
+    worker.poll(stream);
+    // Longer than anybody is let in unheard, and within the time of what was said.
+    envoy.advance(seconds(12));
+    from("www.example.com").forwarded();
+    behaved(&envoy);
+}
+
+#[test]
 fn a_status_that_is_about_how_much_is_asked_opens_the_breaker() {
     for status in [302, 408, 429, 503] {
         let (envoy, worker) = gateway(&plain());
