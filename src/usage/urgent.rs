@@ -278,6 +278,12 @@ impl Urgent {
         due
     }
 
+    /// How many slots are followed: each is looked at on each tick.
+    #[must_use]
+    pub fn following(&self) -> usize {
+        self.followed.len()
+    }
+
     fn take_marks(&mut self, data: &impl SharedData, applications: &Applications) {
         let marks = applications.marks(Mark::Urgent, self.scope);
         let mut slots = marks.take(data, self.turn);

@@ -4,6 +4,7 @@
 //! Apart from the other ticks, which do everything there is to do and come more seldom.
 
 use super::Root;
+use super::ticks::MOST_SERVICES;
 use crate::authorization::Accuracy;
 use crate::host::vm::Shared;
 use crate::moment::Moment;
@@ -15,10 +16,17 @@ impl Root {
         self.configuration.authorization.accuracy != Accuracy::Exact
     }
 
-    /// Does what is urgent, in the services that this VM leads.
+    /// Does what is urgent in the next services that this VM leads, until it has looked at so many
+    /// records that the rest must wait for the next tick.
     pub(super) fn hurry(&mut self, shared: &mut Shared, now: Moment) {
         let most = usize::try_from(self.configuration.reporting.batch).unwrap_or(usize::MAX);
-        for index in 0..self.services.len() {
+        let count = self.services.len();
+        let (mut services, mut looks) = (MOST_SERVICES, usize::try_from(MOST_LOOKS).unwrap_or(0));
+        for _ in 0..count {
+            if services == 0 || looks == 0 {
+                break;
+            }
+            let index = self.rounds.hurry.next(count);
             let Some(at_work) = self.services.get_mut(index) else {
                 break;
             };
@@ -35,6 +43,8 @@ impl Root {
                 most,
                 &mut self.urgent_calls,
             );
+            services = services.saturating_sub(1);
+            looks = looks.saturating_sub(urgent.following());
             at_work.flusher.urge(&due.report, urgent.held(), now);
             for slot in due.ask.iter().rev() {
                 at_work.refresher.add_first(*slot, now);

@@ -20,7 +20,7 @@ use std::collections::BinaryHeap;
 /// services that it comes by less than four times in it.
 const LEASE_MILLISECONDS: u64 = 4_000;
 /// Services that one tick looks after at most. Each costs some reads of shared data.
-const MOST_SERVICES: usize = 100;
+pub(super) const MOST_SERVICES: usize = 100;
 /// Refreshes that one tick or one answer looks at at most.
 const MOST_REFRESHES: usize = 1_000;
 /// Longest and shortest time between ticks, in milliseconds.
@@ -32,14 +32,15 @@ const SHORTEST_PERIOD: u32 = 100;
 pub(super) struct Rounds {
     lead: Turn,
     work: Turn,
+    pub(super) hurry: Turn,
 }
 
 /// A number below a count, and after the last the first again.
 #[derive(Debug, Default)]
-struct Turn(usize);
+pub(super) struct Turn(usize);
 
 impl Turn {
-    const fn next(&mut self, count: usize) -> usize {
+    pub(super) const fn next(&mut self, count: usize) -> usize {
         let turn = if self.0 < count { self.0 } else { 0 };
         self.0 = turn.saturating_add(1);
         turn

@@ -380,6 +380,11 @@ impl FakeEnvoy {
         self.0.shared_data.compare_and_sets()
     }
 
+    /// How often values of shared data were read.
+    pub fn shared_data_reads(&self) -> u64 {
+        self.0.shared_data.reads()
+    }
+
     /// The keys that shared data has.
     pub fn shared_keys(&self) -> Vec<Vec<u8>> {
         self.0.shared_data.keys()

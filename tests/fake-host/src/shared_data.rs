@@ -17,6 +17,7 @@ struct Store {
     values: BTreeMap<Vec<u8>, (Vec<u8>, u32)>,
     next_cas: u32,
     compare_and_sets: CompareAndSets,
+    reads: u64,
 }
 
 /// How often values were set with a CAS, and how often that was not the value's any more.
@@ -33,6 +34,7 @@ impl SharedData {
             values: BTreeMap::new(),
             next_cas: 1,
             compare_and_sets: CompareAndSets::default(),
+            reads: 0,
         }))
     }
 
@@ -46,6 +48,10 @@ impl SharedData {
 
     pub(crate) fn compare_and_sets(&self) -> CompareAndSets {
         self.lock().compare_and_sets
+    }
+
+    pub(crate) fn reads(&self) -> u64 {
+        self.lock().reads
     }
 
     /// Lets the counter continue from `next`, to come near its wrap.
@@ -71,7 +77,9 @@ pub trait SharedDataAccess {
 
 impl SharedDataAccess for SharedData {
     fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
-        self.lock().values.get(key).cloned()
+        let mut store = self.lock();
+        store.reads += 1;
+        store.values.get(key).cloned()
     }
 
     fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Status {

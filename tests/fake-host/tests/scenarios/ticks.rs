@@ -106,6 +106,30 @@ fn applications(count: u64, capacity: u64) {
     behaved(&envoy);
 }
 
+#[test]
+fn a_tick_that_only_hurries_looks_at_a_hundred_services_however_many_share_limits() {
+    let reads_of_a_tick = |count: usize| {
+        let all: Vec<Value> = (0..count)
+            .map(|number| service(&number.to_string(), &format!("{number}.example.com")))
+            .collect();
+        let (envoy, worker) = quiet_gateway(&configuration(
+            json!({ "services": all, "authorization": { "gateways": 2 } }),
+        ));
+        for _ in 0..100 {
+            envoy.advance(Duration::from_millis(100));
+            worker.tick();
+        }
+        // The next does not come when all is due that is done once a second.
+        envoy.advance(Duration::from_millis(1));
+        let before = envoy.shared_data_reads();
+        worker.tick();
+        envoy.shared_data_reads() - before
+    };
+    let of_a_hundred = reads_of_a_tick(100);
+    assert!(of_a_hundred >= 100, "{of_a_hundred}");
+    assert_eq!(reads_of_a_tick(400), of_a_hundred);
+}
+
 /// So many services, of which each has one application with a hit, in so large a table.
 fn services(count: usize, capacity: u64) {
     let all: Vec<Value> = (0..count)
