@@ -85,6 +85,16 @@ impl Root {
         };
         let accuracy = self.configuration.authorization.accuracy;
         let lifetimes = lifetimes(&at_work.service.trust, accuracy);
+        match &answer {
+            // Whoever makes it fail must not let others on by what is old.
+            AuthorizeAnswer::Failed(failure) if failure.may_be_of_the_consumers_making() => {}
+            AuthorizeAnswer::Failed(_) | AuthorizeAnswer::Misconfigured(_) => {
+                self.in_vain.failed(digest, now);
+            }
+            AuthorizeAnswer::Known(_) | AuthorizeAnswer::Denied(_) => {
+                self.in_vain.answered(digest);
+            }
+        }
         let identity = at_work.identity_of(digest, fetch, &fetch.asked);
         let failed = match &answer {
             AuthorizeAnswer::Failed(failure) => Some(Landing::failed(*failure)),

@@ -115,6 +115,13 @@ impl Root {
             return;
         }
         match landing {
+            Landing::Failed | Landing::Misconfigured => self.in_vain.failed(digest, now),
+            Landing::Remembered | Landing::Uncached | Landing::Denied(_) => {
+                self.in_vain.answered(digest);
+            }
+            Landing::Doubtful | Landing::Contended | Landing::OverBudget => {}
+        }
+        match landing {
             Landing::Remembered => self.decide_or_ask_again(digest, shared, now),
             Landing::Uncached => self.ask_for(digest, shared, now),
             Landing::Misconfigured if !fetch.again => {

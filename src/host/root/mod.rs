@@ -15,6 +15,7 @@ mod flights;
 mod gate;
 mod handover;
 mod hurry;
+mod in_vain;
 mod introspection;
 mod probes;
 mod requests;
@@ -24,6 +25,7 @@ mod under_way;
 
 use self::at_work::AtWork;
 use self::flights::Listening;
+use self::in_vain::InVain;
 use self::ticks::Rounds;
 use self::tokens::Issuers;
 use self::under_way::UnderWay;
@@ -115,6 +117,7 @@ pub struct Root {
     candidate: Candidate,
     services: Vec<AtWork>,
     fetches: HashMap<Digest, Fetch>,
+    in_vain: InVain,
     waiting: usize,
     /// When room may be looked for again (monotonic milliseconds).
     next_room: u64,
@@ -173,6 +176,7 @@ impl Root {
             },
             services,
             fetches: HashMap::new(),
+            in_vain: InVain::default(),
             waiting: 0,
             next_room: 0,
             listening: Listening::default(),

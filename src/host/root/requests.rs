@@ -299,6 +299,11 @@ impl Root {
         shared: &mut Shared,
         now: Moment,
     ) -> Result<Action, Reply> {
+        if self.in_vain.knows(identity.digest)
+            && let Some(action) = self.go_on_unanswered(service, identity, shared, now)
+        {
+            return Ok(action);
+        }
         let waiting = Waiting {
             stream_id,
             usage: shared.usage.clone(),
@@ -316,6 +321,39 @@ impl Root {
             again: false,
         };
         self.wait(identity.digest, fetch, waiting, shared, now)
+    }
+
+    /// Lets a request go on by what was known before the last question failed, if that lets it,
+    /// and has the question put again behind it.
+    fn go_on_unanswered(
+        &mut self,
+        service: usize,
+        identity: &Identity<'_>,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Option<Action> {
+        let at_work = self.services.get(service)?;
+        let verdict = shared.applications.decide_unanswered(
+            &shared.data,
+            identity,
+            &shared.usage,
+            &at_work.service.metrics,
+            now,
+        );
+        // A refusal may be for want of an answer, and is left to the question.
+        let Ok(Verdict::Admitted { .. }) = verdict else {
+            return None;
+        };
+        at_work.admitted_at_once(true);
+        if let Some(left) = shared.applications.take_quota() {
+            tell(&left, now);
+        }
+        if self.in_vain.may_ask(identity.digest, now)
+            && let Some(behind) = Behind::due(service, identity, (0, 0), now)
+        {
+            self.ask_behind(behind, shared, now);
+        }
+        Some(Action::Continue)
     }
 
     /// Whether nobody more may wait for this application.

@@ -169,6 +169,44 @@ fn a_stranger_with_a_known_key_does_not_shorten_what_is_known_of_it() {
 }
 
 #[test]
+fn a_known_referrer_waits_for_a_failing_backend_once_and_not_with_each_request() {
+    let mut service = service("1001", "api.example.com");
+    service["credentials"] = json!({ "user_key": [{ "query": "user_key" }], "referrer": true });
+    let ttl = json!({ "ttl": "60s", "stale_if_error": "1h" });
+    let changes = json!({ "services": [service], "authorization": ttl });
+    let (envoy, worker) = gateway(&configuration(changes));
+    let ask = || {
+        let request = worker.request().get("/?user_key=alice");
+        request.header("referer", "www.example.com").send()
+    };
+    let stream = ask().paused();
+    worker.answer(worker.only_call().token, authorized().at(envoy.wall_ms()));
+    worker.poll(stream).forwarded();
+
+    envoy.advance(seconds(70));
+    let stream = ask().paused();
+    worker.answer(worker.only_call().token, Failure::Timeout);
+    worker.poll(stream).forwarded();
+    for _ in 0..20 {
+        ask().forwarded();
+        assert!(worker.calls().is_empty());
+    }
+    // Asked again after a while, and nobody waits for that.
+    envoy.advance(seconds(5));
+    ask().forwarded();
+    let question = worker.only_call();
+    assert!(is_question(&question), "{question:?}");
+    ask().forwarded();
+    worker.answer(question.token, authorized().at(envoy.wall_ms()));
+    ask().forwarded();
+    assert!(worker.calls().is_empty());
+    // It was accepted anew, so it is as if nothing had failed.
+    envoy.advance(seconds(70));
+    ask().paused();
+    behaved(&envoy);
+}
+
+#[test]
 fn a_status_that_is_about_how_much_is_asked_opens_the_breaker() {
     for status in [302, 408, 429, 503] {
         let (envoy, worker) = gateway(&plain());
