@@ -23,6 +23,10 @@ use thiserror::Error;
 /// Seconds after which usage can no longer be reported: the backend takes 24 hours,
 /// measured when its worker runs, so ten minutes are left for the way there.
 const REPORTABLE_SECONDS: u64 = 24 * 3_600 - 600;
+/// Seconds that usage may be stamped ahead of now: the backend takes an hour, measured by its own
+/// clock, so ten minutes are left for the two to differ. Stamps in a window that opens while a
+/// worker's reading is late are far below that.
+const AHEAD_SECONDS: u64 = 3_600 - 600;
 /// Usage is kept by minute for so long, then by hour (the backend's minute counters live 180 s).
 const MINUTES_KEPT_SECONDS: u64 = 180;
 /// How long after an acknowledgement a read of the backend's counters includes the
@@ -335,6 +339,9 @@ impl Record {
                     limit.own = limit.own.saturating_add(charge.delta);
                 }
             }
+            if let Some(ledger) = self.ledger_of(charge.name) {
+                ledger.admitted = ledger.admitted.saturating_add(charge.delta);
+            }
             self.add_pending(charge.name, charge.delta, minute);
         }
         self.last_used = now.monotonic;
@@ -594,9 +601,6 @@ impl Record {
     }
 
     fn add_pending(&mut self, name: u8, delta: u64, minute: u64) {
-        if let Some(ledger) = self.ledger_of(name) {
-            ledger.admitted = ledger.admitted.saturating_add(delta);
-        }
         let known = self
             .usage
             .iter_mut()
@@ -799,6 +803,39 @@ impl Record {
         }
         self.usage.retain(|entry| !entry.is_over());
         units
+    }
+
+    /// Puts pending usage that the backend would refuse as too far ahead, which would cost the
+    /// rest of its batch, into the minute of now: its stamp is of a calendar clock that was set
+    /// back since, and it was admitted lately. Limits that it was counted in keep it; those whose
+    /// window it comes into count it now, since the backend will.
+    pub fn bring_back(&mut self, metrics: &Metrics, now: Moment) {
+        let latest = now.seconds().saturating_add(AHEAD_SECONDS);
+        let mut ahead = Vec::new();
+        for entry in &mut self.usage {
+            if entry.at > latest && entry.pending > 0 {
+                ahead.push(*entry);
+                entry.pending = 0;
+            }
+        }
+        if ahead.is_empty() {
+            return;
+        }
+        self.usage.retain(|entry| !entry.is_over());
+        let minute = self.minute_of(now);
+        for entry in ahead {
+            let Entry {
+                name, at, pending, ..
+            } = entry;
+            let counts_for = self.counts_for(name, metrics);
+            for limit in &mut self.limits {
+                let comes_in = limit.window.contains(minute) && !limit.window.contains(at);
+                if comes_in && counts_for & Names::bit(limit.name) != 0 {
+                    limit.own = limit.own.saturating_add(pending);
+                }
+            }
+            self.add_pending(name, pending, minute);
+        }
     }
 
     /// Changes every limit whose open window this usage counts in.

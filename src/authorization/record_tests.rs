@@ -464,6 +464,60 @@ fn usage_older_than_the_backend_takes_is_given_up_and_counted() {
 }
 
 #[test]
+fn what_is_brought_back_from_ahead_counts_in_the_limits_that_it_is_reported_in() {
+    let metrics = metrics(false);
+    let two_hours = 7_200_000;
+    let hour = |now| limit("hits", Period::Hour, 9, 0, now);
+    let day = |now| limit("hits", Period::Day, 9, 0, now);
+    let ahead = at(two_hours);
+    let mut record = record(&known(vec![day(ahead)]), &metrics);
+    let two = usage(&metrics, &[("hits", 2)]);
+    record.admit(&two, &metrics, ahead).unwrap();
+    record.dispatch(1, 9, 10, &metrics);
+    record.admit(&two, &metrics, ahead).unwrap();
+    // The clock is set, and a limit comes whose window is the one of now.
+    let answer = known(vec![hour(at(0)), day(at(0))]);
+    record
+        .refresh(&answer, &metrics, at(0), TTL, STALE)
+        .unwrap();
+    record.bring_back(&metrics, at(0));
+    record.bring_back(&metrics, at(0));
+    assert_conserved(&record);
+    assert_eq!(of(&record, "hits").1, 2);
+    assert_eq!(of(&record, "hits").2, 2, "what is in flight is not moved");
+    record.settle(1, Outcome::Acknowledged, &metrics, at(1));
+    let sent = record.dispatch(2, 9, 10, &metrics);
+    assert_eq!(sent.len(), 1);
+    assert_eq!((sent[0].at, sent[0].usage[0].1), (START, 2));
+    let counts = |record: &Record| {
+        record
+            .limits()
+            .map(|(_, limit)| (limit.own, limit.sent))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(counts(&record), [(2, 2), (4, 4)], "once in each");
+    record.settle(2, Outcome::Returned, &metrics, at(2));
+    assert_eq!(counts(&record), [(2, 0), (4, 2)]);
+    assert_conserved(&record);
+}
+
+#[test]
+fn what_the_backend_takes_stays_in_its_minute_also_if_that_is_ahead() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(50 * 60_000)).unwrap();
+    record.bring_back(&metrics, at(0));
+    assert_eq!(record.usage[0].at, START + 50 * 60);
+    record.admit(&one, &metrics, at(51 * 60_000)).unwrap();
+    record.admit(&one, &metrics, at(0)).unwrap();
+    record.bring_back(&metrics, at(0));
+    let kept: Vec<_> = record.usage.iter().map(|it| (it.at, it.pending)).collect();
+    assert_eq!(kept, [(START + 50 * 60, 1), (START, 2)]);
+    assert_conserved(&record);
+}
+
+#[test]
 fn a_batch_ends_by_its_outcome() {
     let metrics = metrics(false);
     for (outcome, acknowledged, lost, pending) in [
