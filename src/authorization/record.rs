@@ -34,6 +34,10 @@ const MINUTES_KEPT_SECONDS: u64 = 180;
 const SETTLED_MILLISECONDS: u64 = 5_000;
 /// A gateway that admitted nothing for so long knows little of what the others did.
 const IDLE_MILLISECONDS: u64 = 10_000;
+/// How long after its last use a record stays for usage that was given up. A day, so that no limit
+/// of a day or less admits it again; longer ones, up to those without end, would keep slots of
+/// applications that are gone.
+const REMEMBERED_MILLISECONDS: u64 = 24 * 3_600 * 1_000;
 /// Entries of usage that is only kept until it has settled, about.
 const MOST_SETTLING: usize = 16;
 /// How long ago a worker may have read its clock when it writes.
@@ -281,7 +285,7 @@ impl Record {
     /// Whether the slot may be given to somebody else without losing usage or
     /// the exactness of a limit: nothing unacknowledged, and what was reported has
     /// been seen in a later answer; or, where there is no limit, would be in an answer of now,
-    /// which could bring one.
+    /// which could bring one. What was given up is in no answer, and known only here.
     #[must_use]
     pub fn may_give_way(&self, now: Moment) -> bool {
         let settling = self.usage.iter().any(|entry| entry.settling > 0);
@@ -292,6 +296,16 @@ impl Record {
                 .iter()
                 .all(|entry| entry.pending == 0 && entry.in_flight == 0)
             && !self.is_unconfirmed()
+            && !self.is_remembered(now)
+    }
+
+    /// Whether an open window of a limit has usage that was given up, and the application was used lately.
+    fn is_remembered(&self, now: Moment) -> bool {
+        now.monotonic <= self.last_used.saturating_add(REMEMBERED_MILLISECONDS)
+            && self
+                .limits
+                .iter()
+                .any(|limit| limit.given_up && now.seconds() < limit.window.end)
     }
 
     /// Whether a limit would forget reported usage if the record went: no answer that
@@ -748,10 +762,16 @@ impl Record {
             if count > 0 {
                 self.change_limits(&entry, metrics, |limit| match outcome {
                     Outcome::Acknowledged => {}
-                    Outcome::Returned | Outcome::Refused => {
+                    Outcome::Returned => limit.sent = limit.sent.saturating_sub(count),
+                    Outcome::Refused => {
                         limit.sent = limit.sent.saturating_sub(count);
+                        limit.given_up = true;
                     }
-                    Outcome::Resent | Outcome::Lost => limit.unsure = true,
+                    Outcome::Resent => limit.unsure = true,
+                    Outcome::Lost => {
+                        limit.unsure = true;
+                        limit.given_up = true;
+                    }
                 });
             }
             if let Some(entry) = self.usage.get_mut(index) {
@@ -794,8 +814,10 @@ impl Record {
             if entry.at >= oldest || entry.pending == 0 {
                 continue;
             }
+            let given_up = *entry;
             let (name, count) = (entry.name, entry.pending);
             entry.pending = 0;
+            self.change_limits(&given_up, metrics, |limit| limit.given_up = true);
             units.add_named(metrics, self.names.text(name), count);
             if let Some(ledger) = self.ledger_of(name) {
                 ledger.lost = ledger.lost.saturating_add(count);
@@ -1065,6 +1087,7 @@ impl Record {
             sent,
             foreign,
             unsure: false,
+            given_up: false,
             grant: None,
         }
     }

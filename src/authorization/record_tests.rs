@@ -806,6 +806,87 @@ fn a_record_gives_way_only_when_nothing_of_it_can_be_lost() {
     assert!(record.may_give_way(at(200_000)));
 }
 
+/// A record with two limits that are used up, whose report ended so.
+fn used_up(outcome: Outcome, metrics: &Metrics) -> Record {
+    let answer = |now| {
+        known(vec![
+            limit("hits", Period::Minute, 10, 0, now),
+            limit("hits", Period::Day, 10, 0, now),
+        ])
+    };
+    let mut record = record(&answer(at(0)), metrics);
+    record
+        .admit(&usage(metrics, &[("hits", 10)]), metrics, at(0))
+        .unwrap();
+    record.dispatch(7, 9, 10, metrics);
+    record.settle(7, outcome, metrics, at(1));
+    let later = at(60_000);
+    record
+        .refresh(&answer(later), metrics, later, TTL, STALE)
+        .unwrap();
+    record
+}
+
+#[test]
+fn a_record_whose_limit_counts_what_was_given_up_does_not_give_way_in_that_window() {
+    let metrics = metrics(false);
+    let end = (window(Period::Day).end - START) * 1_000;
+    for outcome in [Outcome::Lost, Outcome::Refused] {
+        let mut record = used_up(outcome, &metrics);
+        assert!(!record.may_give_way(at(60_001)), "{outcome:?}");
+        assert!(!record.may_give_way(at(end - 1)), "{outcome:?}");
+        assert!(record.may_give_way(at(end)), "{outcome:?}");
+        // Also if it is asked about in the next window, which has nothing of it.
+        let next = known(vec![limit("hits", Period::Day, 10, 0, at(end))]);
+        record
+            .refresh(&next, &metrics, at(end), TTL, STALE)
+            .unwrap();
+        assert!(record.may_give_way(at(end)), "{outcome:?}");
+    }
+    // What was sent again is with the backend once at least.
+    let mut resent = used_up(Outcome::Resent, &metrics);
+    resent.dispatch(8, 9, 10, &metrics);
+    resent.settle(8, Outcome::Acknowledged, &metrics, at(60_000));
+    let answer = known(vec![limit("hits", Period::Day, 10, 10, at(70_000))]);
+    resent
+        .refresh(&answer, &metrics, at(70_000), TTL, STALE)
+        .unwrap();
+    assert!(resent.may_give_way(at(70_001)));
+}
+
+#[test]
+fn a_record_whose_limit_counts_what_became_too_old_does_not_give_way_while_it_is_in_use() {
+    let metrics = metrics(false);
+    let day = 86_400_000;
+    let mut record = record(
+        &known(vec![limit("hits", Period::Week, 10, 0, at(0))]),
+        &metrics,
+    );
+    let ten = usage(&metrics, &[("hits", 10)]);
+    record.admit(&ten, &metrics, at(0)).unwrap();
+    let ad = usage(&metrics, &[("ads", 1)]);
+    record.admit(&ad, &metrics, at(day - 1)).unwrap();
+    assert_eq!(record.give_up_unreportable(&metrics, at(day)).sum(), 10);
+    record.dispatch(7, 9, 10, &metrics);
+    record.settle(7, Outcome::Acknowledged, &metrics, at(day));
+    assert!(!record.may_give_way(at(day + 60_000)));
+}
+
+#[test]
+fn a_limit_without_end_keeps_no_slot_for_more_than_a_day_after_its_last_use() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Eternity, 10, 0, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(0)).unwrap();
+    record.dispatch(7, 9, 10, &metrics);
+    record.settle(7, Outcome::Refused, &metrics, at(1));
+    assert!(!record.may_give_way(at(86_400_000)));
+    assert!(record.may_give_way(at(86_400_001)));
+}
+
 #[test]
 fn an_answer_with_more_metrics_than_fit_is_refused() {
     let metrics = metrics(false);
