@@ -956,6 +956,10 @@ impl Record {
         if settled {
             self.forget_settled_usage();
         }
+        self.limits.retain(|limit| {
+            let mut same = reported.iter();
+            same.any(|(name, report)| limit.name == *name && limit.period == report.period)
+        });
         let mut limits = Vec::with_capacity(reported.len());
         for (name, report) in reported {
             let known = self
@@ -1051,6 +1055,10 @@ impl Record {
     /// A limit that the record does not yet follow: what is not acknowledged counts
     /// as ours, and so does what was, but may not be in the backend's count yet; whatever else
     /// that has is others'.
+    ///
+    /// A backend whose clock is ahead says which window the first limits begin in. One that comes
+    /// to others begins where they are: usage of now is reported in one minute, which must be in
+    /// the windows of all that count it.
     fn new_limit(
         &self,
         name: u8,
@@ -1058,11 +1066,11 @@ impl Record {
         metrics: &Metrics,
         now: Moment,
     ) -> Limit {
-        let here = report.period.window_at(now.seconds());
-        let window = if here.start > report.window.start {
-            here
-        } else {
+        let here = report.period.window_at(self.minute_of(now));
+        let window = if self.limits.is_empty() && here.start <= report.window.start {
             report.window
+        } else {
+            here
         };
         let (mut own, mut sent): (u64, u64) = (0, 0);
         for entry in &self.usage {

@@ -708,6 +708,54 @@ fn a_backend_whose_clock_is_ahead_gives_no_window_twice() {
 }
 
 #[test]
+fn a_limit_that_comes_later_begins_in_the_window_that_usage_of_now_is_reported_in() {
+    let metrics = metrics(true);
+    let plan = |with_orders, now| {
+        let mut limits = vec![limit("hits", Period::Minute, 10, 0, now)];
+        if with_orders {
+            limits.push(limit("orders", Period::Minute, 10, 0, now));
+        }
+        known(limits)
+    };
+    let starts = |record: &Record| {
+        record
+            .limits()
+            .map(|(_, limit)| limit.window.start)
+            .collect::<Vec<_>>()
+    };
+    let ten = usage(&metrics, &[("hits", 10)]);
+    // The backend's clock is ahead, and so is the window of the limit that comes.
+    let mut following = record(&plan(false, at(0)), &metrics);
+    let ahead = plan(true, at(60_000));
+    following
+        .refresh(&ahead, &metrics, at(58_500), TTL, STALE)
+        .unwrap();
+    assert_eq!(starts(&following), [START, START]);
+    following.admit(&ten, &metrics, at(59_000)).unwrap();
+    following.admit(&ten, &metrics, at(60_000)).unwrap();
+    let sent = following.dispatch(7, 9, 10, &metrics);
+    let sent: Vec<_> = sent.iter().map(|it| (it.at, it.usage[0].1)).collect();
+    assert_eq!(sent, [(START, 10), (START + 60, 10)]);
+    // A record that follows none yet begins where the backend counts, with all of them.
+    let mut new = record(&known(Vec::new()), &metrics);
+    for with_orders in [false, true] {
+        let ahead = plan(with_orders, at(60_000));
+        new.refresh(&ahead, &metrics, at(58_500), TTL, STALE)
+            .unwrap();
+    }
+    assert_eq!(starts(&new), [START + 60, START + 60]);
+    // So does one whose backend is no longer ahead.
+    let mut later = record(&known(Vec::new()), &metrics);
+    later
+        .refresh(&plan(false, at(60_000)), &metrics, at(58_500), TTL, STALE)
+        .unwrap();
+    later
+        .refresh(&plan(true, at(59_000)), &metrics, at(59_000), TTL, STALE)
+        .unwrap();
+    assert_eq!(starts(&later), [START + 60, START + 60]);
+}
+
+#[test]
 fn names_of_former_plans_make_room_for_those_of_the_present_one() {
     let metrics = metrics(false);
     let mut record = record(&known(Vec::new()), &metrics);
