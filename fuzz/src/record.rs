@@ -140,7 +140,10 @@ pub fn record(data: &[u8]) {
             2 => drop(record.dispatch(batch, now.monotonic, usize::from(most), &metrics)),
             3 => drop(record.settle(batch, Outcome::Acknowledged, &metrics, now)),
             4 => drop(record.settle(record.batch, Outcome::Resent, &metrics, now)),
-            5 => drop(record.give_up_unreportable(&metrics, now)),
+            5 => {
+                record.bring_back(&metrics, now);
+                drop(record.give_up_unreportable(&metrics, now));
+            }
             6 => drop((record.publish(&metrics), record.take_urgent())),
             _ => {
                 let accuracy = tollgate::authorization::Accuracy::Strict {

@@ -21,8 +21,8 @@
 //! | 100 | 4 | number of usage entries, length of the identity, 2 bytes each |
 //!
 //! Then, without gaps: limits (51 bytes each: name, period, flags, start, end, maximum,
-//! own, sent, foreign; flags: 1 unsure, 2 with a grant, which follows in 20 bytes: until,
-//! urgent at, share, gateways), ledgers (32: admitted, acknowledged, lost, published; one per
+//! own, sent, foreign; flags: 1 unsure, 4 given up, 2 with a grant, which follows in 20
+//! bytes: until, urgent at, share, gateways), ledgers (32: admitted, acknowledged, lost, published; one per
 //! name), usage (34: name, hour, at, pending, in flight, settling), names (parent, length,
 //! text), identity.
 
@@ -81,6 +81,7 @@ const REFRESH_MARKED: u8 = 1;
 const ALONE: u8 = 2;
 const UNSURE: u8 = 1;
 const GRANTED: u8 = 2;
+const GIVEN_UP: u8 = 4;
 
 /// The bytes are not a record of this layout. Whoever wrote them, they are nobody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -210,8 +211,9 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     }
     for limit in record.limits.iter().take(usize::from(u8::MAX)) {
         let unsure = if limit.unsure { UNSURE } else { 0 };
+        let given_up = if limit.given_up { GIVEN_UP } else { 0 };
         let granted = if limit.grant.is_some() { GRANTED } else { 0 };
-        out.extend_from_slice(&[limit.name, limit.period as u8, unsure | granted]);
+        out.extend_from_slice(&[limit.name, limit.period as u8, unsure | given_up | granted]);
         put_words(
             out,
             [
@@ -329,6 +331,7 @@ pub fn decode(bytes: &[u8], record: &mut Record) -> Result<(), NotARecord> {
             sent,
             foreign,
             unsure: flags & UNSURE != 0,
+            given_up: flags & GIVEN_UP != 0,
             grant,
         });
     }
@@ -490,6 +493,7 @@ mod tests {
         };
         record.limits[1].grant = Some(grant);
         record.limits[1].unsure = true;
+        record.limits[0].given_up = true;
         let bytes = bytes_of(&record);
         assert_eq!(bytes.len(), without + 20);
         assert!(Sections::of(&bytes).is_none());
@@ -497,7 +501,8 @@ mod tests {
         decode(&bytes, &mut read).unwrap();
         assert_eq!(read.limits[0].grant, None);
         assert_eq!(read.limits[1].grant, Some(grant));
-        assert!(read.limits[1].unsure);
+        assert!(read.limits[1].unsure && !read.limits[1].given_up);
+        assert!(read.limits[0].given_up && !read.limits[0].unsure);
         assert_eq!(bytes_of(&read), bytes);
     }
 

@@ -17,6 +17,9 @@ use crate::service_management::UsageReport;
 /// `unsure` means that some of `sent` may never arrive at the backend: a report of it
 /// had no certain answer. No count then tells how much is everybody else's, for as long
 /// as the window is open.
+///
+/// `given_up` means that some of `own` is no longer to be sent, so no count may ever show it:
+/// only this record knows of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// The metric, as an index into the record's names.
@@ -35,6 +38,8 @@ pub struct Limit {
     pub foreign: u64,
     /// Whether some of what was sent may never arrive.
     pub unsure: bool,
+    /// Whether some of what was admitted was given up.
+    pub given_up: bool,
     /// Among several gateways: what this one may do before it looks again.
     pub grant: Option<Grant>,
 }
@@ -75,6 +80,7 @@ impl Limit {
                 sent: 0,
                 foreign: 0,
                 unsure: false,
+                given_up: false,
                 ..*self
             };
             if let Some(grant) = &mut self.grant {

@@ -23,6 +23,10 @@ use thiserror::Error;
 /// Seconds after which usage can no longer be reported: the backend takes 24 hours,
 /// measured when its worker runs, so ten minutes are left for the way there.
 const REPORTABLE_SECONDS: u64 = 24 * 3_600 - 600;
+/// Seconds that usage may be stamped ahead of now: the backend takes an hour, measured by its own
+/// clock, so ten minutes are left for the two to differ. Stamps in a window that opens while a
+/// worker's reading is late are far below that.
+const AHEAD_SECONDS: u64 = 3_600 - 600;
 /// Usage is kept by minute for so long, then by hour (the backend's minute counters live 180 s).
 const MINUTES_KEPT_SECONDS: u64 = 180;
 /// How long after an acknowledgement a read of the backend's counters includes the
@@ -30,6 +34,10 @@ const MINUTES_KEPT_SECONDS: u64 = 180;
 const SETTLED_MILLISECONDS: u64 = 5_000;
 /// A gateway that admitted nothing for so long knows little of what the others did.
 const IDLE_MILLISECONDS: u64 = 10_000;
+/// How long after its last use a record stays for usage that was given up. A day, so that no limit
+/// of a day or less admits it again; longer ones, up to those without end, would keep slots of
+/// applications that are gone.
+const REMEMBERED_MILLISECONDS: u64 = 24 * 3_600 * 1_000;
 /// Entries of usage that is only kept until it has settled, about.
 const MOST_SETTLING: usize = 16;
 /// How long ago a worker may have read its clock when it writes.
@@ -277,7 +285,7 @@ impl Record {
     /// Whether the slot may be given to somebody else without losing usage or
     /// the exactness of a limit: nothing unacknowledged, and what was reported has
     /// been seen in a later answer; or, where there is no limit, would be in an answer of now,
-    /// which could bring one.
+    /// which could bring one. What was given up is in no answer, and known only here.
     #[must_use]
     pub fn may_give_way(&self, now: Moment) -> bool {
         let settling = self.usage.iter().any(|entry| entry.settling > 0);
@@ -288,6 +296,16 @@ impl Record {
                 .iter()
                 .all(|entry| entry.pending == 0 && entry.in_flight == 0)
             && !self.is_unconfirmed()
+            && !self.is_remembered(now)
+    }
+
+    /// Whether an open window of a limit has usage that was given up, and the application was used lately.
+    fn is_remembered(&self, now: Moment) -> bool {
+        now.monotonic <= self.last_used.saturating_add(REMEMBERED_MILLISECONDS)
+            && self
+                .limits
+                .iter()
+                .any(|limit| limit.given_up && now.seconds() < limit.window.end)
     }
 
     /// Whether a limit would forget reported usage if the record went: no answer that
@@ -334,6 +352,9 @@ impl Record {
                 if charge.counts_for & Names::bit(limit.name) != 0 {
                     limit.own = limit.own.saturating_add(charge.delta);
                 }
+            }
+            if let Some(ledger) = self.ledger_of(charge.name) {
+                ledger.admitted = ledger.admitted.saturating_add(charge.delta);
             }
             self.add_pending(charge.name, charge.delta, minute);
         }
@@ -594,9 +615,6 @@ impl Record {
     }
 
     fn add_pending(&mut self, name: u8, delta: u64, minute: u64) {
-        if let Some(ledger) = self.ledger_of(name) {
-            ledger.admitted = ledger.admitted.saturating_add(delta);
-        }
         let known = self
             .usage
             .iter_mut()
@@ -744,10 +762,16 @@ impl Record {
             if count > 0 {
                 self.change_limits(&entry, metrics, |limit| match outcome {
                     Outcome::Acknowledged => {}
-                    Outcome::Returned | Outcome::Refused => {
+                    Outcome::Returned => limit.sent = limit.sent.saturating_sub(count),
+                    Outcome::Refused => {
                         limit.sent = limit.sent.saturating_sub(count);
+                        limit.given_up = true;
                     }
-                    Outcome::Resent | Outcome::Lost => limit.unsure = true,
+                    Outcome::Resent => limit.unsure = true,
+                    Outcome::Lost => {
+                        limit.unsure = true;
+                        limit.given_up = true;
+                    }
                 });
             }
             if let Some(entry) = self.usage.get_mut(index) {
@@ -790,8 +814,10 @@ impl Record {
             if entry.at >= oldest || entry.pending == 0 {
                 continue;
             }
+            let given_up = *entry;
             let (name, count) = (entry.name, entry.pending);
             entry.pending = 0;
+            self.change_limits(&given_up, metrics, |limit| limit.given_up = true);
             units.add_named(metrics, self.names.text(name), count);
             if let Some(ledger) = self.ledger_of(name) {
                 ledger.lost = ledger.lost.saturating_add(count);
@@ -799,6 +825,39 @@ impl Record {
         }
         self.usage.retain(|entry| !entry.is_over());
         units
+    }
+
+    /// Puts pending usage that the backend would refuse as too far ahead, which would cost the
+    /// rest of its batch, into the minute of now: its stamp is of a calendar clock that was set
+    /// back since, and it was admitted lately. Limits that it was counted in keep it; those whose
+    /// window it comes into count it now, since the backend will.
+    pub fn bring_back(&mut self, metrics: &Metrics, now: Moment) {
+        let latest = now.seconds().saturating_add(AHEAD_SECONDS);
+        let mut ahead = Vec::new();
+        for entry in &mut self.usage {
+            if entry.at > latest && entry.pending > 0 {
+                ahead.push(*entry);
+                entry.pending = 0;
+            }
+        }
+        if ahead.is_empty() {
+            return;
+        }
+        self.usage.retain(|entry| !entry.is_over());
+        let minute = self.minute_of(now);
+        for entry in ahead {
+            let Entry {
+                name, at, pending, ..
+            } = entry;
+            let counts_for = self.counts_for(name, metrics);
+            for limit in &mut self.limits {
+                let comes_in = limit.window.contains(minute) && !limit.window.contains(at);
+                if comes_in && counts_for & Names::bit(limit.name) != 0 {
+                    limit.own = limit.own.saturating_add(pending);
+                }
+            }
+            self.add_pending(name, pending, minute);
+        }
     }
 
     /// Changes every limit whose open window this usage counts in.
@@ -897,6 +956,10 @@ impl Record {
         if settled {
             self.forget_settled_usage();
         }
+        self.limits.retain(|limit| {
+            let mut same = reported.iter();
+            same.any(|(name, report)| limit.name == *name && limit.period == report.period)
+        });
         let mut limits = Vec::with_capacity(reported.len());
         for (name, report) in reported {
             let known = self
@@ -992,6 +1055,10 @@ impl Record {
     /// A limit that the record does not yet follow: what is not acknowledged counts
     /// as ours, and so does what was, but may not be in the backend's count yet; whatever else
     /// that has is others'.
+    ///
+    /// A backend whose clock is ahead says which window the first limits begin in. One that comes
+    /// to others begins where they are: usage of now is reported in one minute, which must be in
+    /// the windows of all that count it.
     fn new_limit(
         &self,
         name: u8,
@@ -999,11 +1066,11 @@ impl Record {
         metrics: &Metrics,
         now: Moment,
     ) -> Limit {
-        let here = report.period.window_at(now.seconds());
-        let window = if here.start > report.window.start {
-            here
-        } else {
+        let here = report.period.window_at(self.minute_of(now));
+        let window = if self.limits.is_empty() && here.start <= report.window.start {
             report.window
+        } else {
+            here
         };
         let (mut own, mut sent): (u64, u64) = (0, 0);
         for entry in &self.usage {
@@ -1028,6 +1095,7 @@ impl Record {
             sent,
             foreign,
             unsure: false,
+            given_up: false,
             grant: None,
         }
     }

@@ -464,6 +464,60 @@ fn usage_older_than_the_backend_takes_is_given_up_and_counted() {
 }
 
 #[test]
+fn what_is_brought_back_from_ahead_counts_in_the_limits_that_it_is_reported_in() {
+    let metrics = metrics(false);
+    let two_hours = 7_200_000;
+    let hour = |now| limit("hits", Period::Hour, 9, 0, now);
+    let day = |now| limit("hits", Period::Day, 9, 0, now);
+    let ahead = at(two_hours);
+    let mut record = record(&known(vec![day(ahead)]), &metrics);
+    let two = usage(&metrics, &[("hits", 2)]);
+    record.admit(&two, &metrics, ahead).unwrap();
+    record.dispatch(1, 9, 10, &metrics);
+    record.admit(&two, &metrics, ahead).unwrap();
+    // The clock is set, and a limit comes whose window is the one of now.
+    let answer = known(vec![hour(at(0)), day(at(0))]);
+    record
+        .refresh(&answer, &metrics, at(0), TTL, STALE)
+        .unwrap();
+    record.bring_back(&metrics, at(0));
+    record.bring_back(&metrics, at(0));
+    assert_conserved(&record);
+    assert_eq!(of(&record, "hits").1, 2);
+    assert_eq!(of(&record, "hits").2, 2, "what is in flight is not moved");
+    record.settle(1, Outcome::Acknowledged, &metrics, at(1));
+    let sent = record.dispatch(2, 9, 10, &metrics);
+    assert_eq!(sent.len(), 1);
+    assert_eq!((sent[0].at, sent[0].usage[0].1), (START, 2));
+    let counts = |record: &Record| {
+        record
+            .limits()
+            .map(|(_, limit)| (limit.own, limit.sent))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(counts(&record), [(2, 2), (4, 4)], "once in each");
+    record.settle(2, Outcome::Returned, &metrics, at(2));
+    assert_eq!(counts(&record), [(2, 0), (4, 2)]);
+    assert_conserved(&record);
+}
+
+#[test]
+fn what_the_backend_takes_stays_in_its_minute_also_if_that_is_ahead() {
+    let metrics = metrics(false);
+    let mut record = record(&known(Vec::new()), &metrics);
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(50 * 60_000)).unwrap();
+    record.bring_back(&metrics, at(0));
+    assert_eq!(record.usage[0].at, START + 50 * 60);
+    record.admit(&one, &metrics, at(51 * 60_000)).unwrap();
+    record.admit(&one, &metrics, at(0)).unwrap();
+    record.bring_back(&metrics, at(0));
+    let kept: Vec<_> = record.usage.iter().map(|it| (it.at, it.pending)).collect();
+    assert_eq!(kept, [(START + 50 * 60, 1), (START, 2)]);
+    assert_conserved(&record);
+}
+
+#[test]
 fn a_batch_ends_by_its_outcome() {
     let metrics = metrics(false);
     for (outcome, acknowledged, lost, pending) in [
@@ -654,6 +708,54 @@ fn a_backend_whose_clock_is_ahead_gives_no_window_twice() {
 }
 
 #[test]
+fn a_limit_that_comes_later_begins_in_the_window_that_usage_of_now_is_reported_in() {
+    let metrics = metrics(true);
+    let plan = |with_orders, now| {
+        let mut limits = vec![limit("hits", Period::Minute, 10, 0, now)];
+        if with_orders {
+            limits.push(limit("orders", Period::Minute, 10, 0, now));
+        }
+        known(limits)
+    };
+    let starts = |record: &Record| {
+        record
+            .limits()
+            .map(|(_, limit)| limit.window.start)
+            .collect::<Vec<_>>()
+    };
+    let ten = usage(&metrics, &[("hits", 10)]);
+    // The backend's clock is ahead, and so is the window of the limit that comes.
+    let mut following = record(&plan(false, at(0)), &metrics);
+    let ahead = plan(true, at(60_000));
+    following
+        .refresh(&ahead, &metrics, at(58_500), TTL, STALE)
+        .unwrap();
+    assert_eq!(starts(&following), [START, START]);
+    following.admit(&ten, &metrics, at(59_000)).unwrap();
+    following.admit(&ten, &metrics, at(60_000)).unwrap();
+    let sent = following.dispatch(7, 9, 10, &metrics);
+    let sent: Vec<_> = sent.iter().map(|it| (it.at, it.usage[0].1)).collect();
+    assert_eq!(sent, [(START, 10), (START + 60, 10)]);
+    // A record that follows none yet begins where the backend counts, with all of them.
+    let mut new = record(&known(Vec::new()), &metrics);
+    for with_orders in [false, true] {
+        let ahead = plan(with_orders, at(60_000));
+        new.refresh(&ahead, &metrics, at(58_500), TTL, STALE)
+            .unwrap();
+    }
+    assert_eq!(starts(&new), [START + 60, START + 60]);
+    // So does one whose backend is no longer ahead.
+    let mut later = record(&known(Vec::new()), &metrics);
+    later
+        .refresh(&plan(false, at(60_000)), &metrics, at(58_500), TTL, STALE)
+        .unwrap();
+    later
+        .refresh(&plan(true, at(59_000)), &metrics, at(59_000), TTL, STALE)
+        .unwrap();
+    assert_eq!(starts(&later), [START + 60, START + 60]);
+}
+
+#[test]
 fn names_of_former_plans_make_room_for_those_of_the_present_one() {
     let metrics = metrics(false);
     let mut record = record(&known(Vec::new()), &metrics);
@@ -750,6 +852,87 @@ fn a_record_gives_way_only_when_nothing_of_it_can_be_lost() {
         .refresh(&answer(settled), &metrics, settled, TTL, STALE)
         .unwrap();
     assert!(record.may_give_way(at(200_000)));
+}
+
+/// A record with two limits that are used up, whose report ended so.
+fn used_up(outcome: Outcome, metrics: &Metrics) -> Record {
+    let answer = |now| {
+        known(vec![
+            limit("hits", Period::Minute, 10, 0, now),
+            limit("hits", Period::Day, 10, 0, now),
+        ])
+    };
+    let mut record = record(&answer(at(0)), metrics);
+    record
+        .admit(&usage(metrics, &[("hits", 10)]), metrics, at(0))
+        .unwrap();
+    record.dispatch(7, 9, 10, metrics);
+    record.settle(7, outcome, metrics, at(1));
+    let later = at(60_000);
+    record
+        .refresh(&answer(later), metrics, later, TTL, STALE)
+        .unwrap();
+    record
+}
+
+#[test]
+fn a_record_whose_limit_counts_what_was_given_up_does_not_give_way_in_that_window() {
+    let metrics = metrics(false);
+    let end = (window(Period::Day).end - START) * 1_000;
+    for outcome in [Outcome::Lost, Outcome::Refused] {
+        let mut record = used_up(outcome, &metrics);
+        assert!(!record.may_give_way(at(60_001)), "{outcome:?}");
+        assert!(!record.may_give_way(at(end - 1)), "{outcome:?}");
+        assert!(record.may_give_way(at(end)), "{outcome:?}");
+        // Also if it is asked about in the next window, which has nothing of it.
+        let next = known(vec![limit("hits", Period::Day, 10, 0, at(end))]);
+        record
+            .refresh(&next, &metrics, at(end), TTL, STALE)
+            .unwrap();
+        assert!(record.may_give_way(at(end)), "{outcome:?}");
+    }
+    // What was sent again is with the backend once at least.
+    let mut resent = used_up(Outcome::Resent, &metrics);
+    resent.dispatch(8, 9, 10, &metrics);
+    resent.settle(8, Outcome::Acknowledged, &metrics, at(60_000));
+    let answer = known(vec![limit("hits", Period::Day, 10, 10, at(70_000))]);
+    resent
+        .refresh(&answer, &metrics, at(70_000), TTL, STALE)
+        .unwrap();
+    assert!(resent.may_give_way(at(70_001)));
+}
+
+#[test]
+fn a_record_whose_limit_counts_what_became_too_old_does_not_give_way_while_it_is_in_use() {
+    let metrics = metrics(false);
+    let day = 86_400_000;
+    let mut record = record(
+        &known(vec![limit("hits", Period::Week, 10, 0, at(0))]),
+        &metrics,
+    );
+    let ten = usage(&metrics, &[("hits", 10)]);
+    record.admit(&ten, &metrics, at(0)).unwrap();
+    let ad = usage(&metrics, &[("ads", 1)]);
+    record.admit(&ad, &metrics, at(day - 1)).unwrap();
+    assert_eq!(record.give_up_unreportable(&metrics, at(day)).sum(), 10);
+    record.dispatch(7, 9, 10, &metrics);
+    record.settle(7, Outcome::Acknowledged, &metrics, at(day));
+    assert!(!record.may_give_way(at(day + 60_000)));
+}
+
+#[test]
+fn a_limit_without_end_keeps_no_slot_for_more_than_a_day_after_its_last_use() {
+    let metrics = metrics(false);
+    let mut record = record(
+        &known(vec![limit("hits", Period::Eternity, 10, 0, at(0))]),
+        &metrics,
+    );
+    let one = usage(&metrics, &[("hits", 1)]);
+    record.admit(&one, &metrics, at(0)).unwrap();
+    record.dispatch(7, 9, 10, &metrics);
+    record.settle(7, Outcome::Refused, &metrics, at(1));
+    assert!(!record.may_give_way(at(86_400_000)));
+    assert!(record.may_give_way(at(86_400_001)));
 }
 
 #[test]

@@ -542,6 +542,7 @@ impl Flusher {
             if record.alone && !empty {
                 return Some(Change::Keep((Looked::Later, None, refresh)));
             }
+            record.bring_back(metrics, round.terms.now);
             let too_old = record.give_up_unreportable(metrics, round.terms.now);
             ended.too_old = too_old.sum();
             accounts.lost(&too_old);

@@ -112,6 +112,9 @@ struct Application {
     open: BTreeMap<u64, u64>,
     /// Hours in which minutes may have been put together.
     folded: BTreeSet<u64>,
+    /// Whether some may have been reported in another minute than it was stamped with: the clock was set back
+    /// by nearly as much as the backend takes.
+    brought_back: bool,
 }
 
 /// See the module's description.
@@ -630,6 +633,10 @@ impl<'a> World<'a> {
                 }
             }
         }
+        for of in &mut self.applications {
+            let mut open = of.open.iter().filter(|(_, units)| **units > 0);
+            of.brought_back |= open.any(|(at, _)| *at > now.seconds() + 3_000);
+        }
         let settings = self.settings();
         let terms = Terms {
             metrics: &self.metrics,
@@ -879,8 +886,9 @@ impl<'a> World<'a> {
                 use tollgate::authorization::Period::{Eternity, Minute};
                 let told_apart = match period {
                     Eternity => true,
-                    Minute => too_old == 0 && !of.folded.contains(&(start / 3_600)),
-                    _ => too_old == 0,
+                    _ if too_old > 0 || of.brought_back => false,
+                    Minute => !of.folded.contains(&(start / 3_600)),
+                    _ => true,
                 };
                 if told_apart {
                     let ours = of.counters.of(metric, period, start)

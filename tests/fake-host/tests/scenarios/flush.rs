@@ -790,6 +790,27 @@ fn the_books_balance_whatever_happens() {
 }
 
 #[test]
+fn usage_stamped_further_ahead_than_the_backend_takes_is_reported_as_of_now() {
+    let (envoy, worker) = gateway(&plain());
+    envoy.set_wall_ms(FakeEnvoy::START_MS + 2 * 3_600_000);
+    worker.tick();
+    introduce(&envoy, &worker, "alice", authorized());
+    get(&worker, "alice").forwarded();
+    envoy.set_wall_ms(FakeEnvoy::START_MS + 61_000);
+    get(&worker, "alice").forwarded();
+    let calls = balanced(&envoy, || {
+        pass_time(&envoy, &[worker], seconds(10), |call| {
+            is_report(call).then(accepted)
+        })
+    });
+    let reports = reports(&calls);
+    let sent: Vec<_> = reports.iter().flat_map(times).collect();
+    assert!(sent.iter().all(|(at, _)| *at == START + 60), "{sent:?}");
+    assert_eq!(usage_of(&reports, "hits"), 3);
+    assert_eq!(books(&envoy, "hits").acknowledged, 3);
+}
+
+#[test]
 fn a_clock_set_back_puts_no_metric_twice_into_a_transaction() {
     let (envoy, worker) = gateway_that_admitted(2, &plain());
     // Old enough to be kept by the hour, which is named after its latest minute.
