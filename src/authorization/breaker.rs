@@ -128,6 +128,16 @@ impl Breaker {
         })
     }
 
+    /// A question was answered in a way that says nothing of service management itself: if it was
+    /// the probe, the next question may be.
+    pub fn unjudged(&self, data: &impl SharedData, now: Moment) {
+        self.change(data, now, |state| {
+            let probed = now.monotonic < state.probe_until;
+            state.probe_until = 0;
+            (probed, None)
+        });
+    }
+
     fn change(
         &self,
         data: &impl SharedData,
@@ -238,6 +248,21 @@ mod tests {
             Passage::Closed,
             "another backend"
         );
+    }
+
+    #[test]
+    fn a_probe_that_tells_nothing_lets_the_next_question_be_one() {
+        let data = opened();
+        let later = at(LONGEST_PAUSE);
+        assert!(BREAKER.pass(&data, later, 2_000));
+        assert!(!BREAKER.pass(&data, later, 2_000));
+        BREAKER.unjudged(&data, later);
+        assert!(BREAKER.pass(&data, later, 2_000), "as half open as before");
+        assert!(!BREAKER.pass(&data, later, 2_000));
+        // Nothing of it lets anybody through while it is open or makes it close.
+        let data = opened();
+        BREAKER.unjudged(&data, at(0));
+        assert_eq!(BREAKER.passage(&data, at(0)), Passage::Open);
     }
 
     #[test]

@@ -22,6 +22,9 @@ const MAGIC: &[u8; 4] = b"TGf1";
 const MESSAGE_MAGIC: &[u8; 4] = b"TGw1";
 /// Values that the table is spread over.
 const PLACES: u32 = 256;
+/// No question takes longer, in whatever configuration (milliseconds): as long as may be configured, and
+/// what is given to others until they look after it.
+const LONGEST: u64 = 61_000;
 /// Flights in one value. All places together hold eight times as many as the calls that
 /// Envoy's circuit breaker lets through by our example.
 const MOST_FLIGHTS: usize = 8;
@@ -132,11 +135,14 @@ impl Flights {
         milliseconds: u64,
     ) -> Joined {
         let until = now.monotonic.saturating_add(milliseconds);
-        // Nobody takes longer; a clock may be read a little later elsewhere.
-        let longest = until.saturating_add(milliseconds);
+        // Nobody takes longer; a clock may be read a little later elsewhere. Others may be
+        // configured to take longer than the caller, who does not wait for all of that.
+        let longest =
+            |milliseconds: u64| now.monotonic.saturating_add(milliseconds.saturating_mul(2));
+        let (mine, anybodys) = (longest(milliseconds), longest(milliseconds.max(LONGEST)));
         self.change(data, digest, |flights| {
             let under_way =
-                |flight: &Flight| now.monotonic < flight.until && flight.until <= longest;
+                |flight: &Flight| now.monotonic < flight.until && flight.until <= anybodys;
             if let Some(flight) = flights.iter_mut().find(|flight| flight.digest == digest) {
                 if !under_way(flight) {
                     flight.asker = asker;
@@ -144,7 +150,7 @@ impl Flights {
                     return (true, Joined::Asks);
                 }
                 let waits = Joined::Waits {
-                    until: flight.until,
+                    until: flight.until.min(mine),
                 };
                 let Some(mailbox) = mailbox.filter(|mine| !flight.waiting.contains(mine)) else {
                     return (false, waits);
@@ -351,6 +357,24 @@ mod tests {
 
     fn land(data: &Memory, application: u8, vm: u64) -> Vec<Mailbox> {
         Flights::default().land(data, digest(application), vm)
+    }
+
+    #[test]
+    fn whoever_takes_less_time_leaves_the_questions_of_those_who_take_more() {
+        let (data, mut flights) = (Memory::default(), Flights::default());
+        let (slow, quick) = (11_000, 2_000);
+        // So that the two stand in one value.
+        let digest = |last: u8| Digest([&[7; 15][..], &[last]].concat().try_into().unwrap());
+        let mailbox = Mailbox { queue: 1, owner: 3 };
+        let joined = flights.join(&data, digest(1), 1, None, at(0), slow);
+        assert_eq!(joined, Joined::Asks);
+        flights.join(&data, digest(1), 3, Some(mailbox), at(0), slow);
+        let joined = flights.join(&data, digest(2), 2, None, at(1), quick);
+        assert_eq!(joined, Joined::Asks);
+        // The same question is not put twice, and not waited for too long.
+        let joined = flights.join(&data, digest(1), 2, None, at(1), quick);
+        assert_eq!(joined, Joined::Waits { until: 4_001 });
+        assert_eq!(flights.land(&data, digest(1), 1), [mailbox]);
     }
 
     #[test]

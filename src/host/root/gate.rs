@@ -110,7 +110,10 @@ impl Root {
     pub(super) fn judge(&self, answer: &AuthorizeAnswer, shared: &mut Shared, now: Moment) {
         let turn = match answer {
             // About one application and nobody else, and must not shut the gate for others.
-            AuthorizeAnswer::Failed(failure) if failure.may_be_of_the_consumers_making() => None,
+            AuthorizeAnswer::Failed(failure) if failure.may_be_of_the_consumers_making() => {
+                self.breaker.unjudged(&shared.data, now);
+                None
+            }
             AuthorizeAnswer::Failed(_) => {
                 let jitter = shared.random();
                 self.breaker.failed(&shared.data, now, jitter)

@@ -354,6 +354,8 @@ impl IntrospectionAtWork {
                      answered without asking it, until it answers again"
                 );
             }
+        } else {
+            self.breaker.unjudged(&shared.data, now);
         }
         let name = Counter::NAMES
             .get(trouble.counter() as usize)

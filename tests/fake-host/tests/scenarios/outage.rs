@@ -221,6 +221,29 @@ fn a_status_that_is_about_how_much_is_asked_opens_the_breaker() {
 }
 
 #[test]
+fn a_probe_that_a_firewall_refuses_leaves_the_next_question_to_be_the_probe() {
+    let (envoy, worker) = gateway(&plain());
+    for number in 0..5 {
+        let stream = get(&worker, &format!("early-{number}")).paused();
+        worker.answer(worker.only_call().token, Failure::Timeout);
+        worker.poll(stream);
+    }
+    assert_eq!(get(&worker, "late").status(), Some(503), "open");
+    envoy.advance(seconds(10));
+    for number in 0..3 {
+        let stream = get(&worker, &format!("' OR {number}=1")).paused();
+        worker.answer(
+            worker.only_call().token,
+            Answer::status(403).body("forbidden"),
+        );
+        assert_eq!(worker.poll(stream).status(), Some(503));
+    }
+    introduce(&envoy, &worker, "alice", authorized());
+    introduce(&envoy, &worker, "bob", authorized());
+    behaved(&envoy);
+}
+
+#[test]
 fn a_503_says_when_somebody_is_asked_again() {
     let (envoy, workers) = gateway_of(2, &plain());
     let retry_after = |worker: &Worker, key: &str| -> u64 {
