@@ -3,7 +3,7 @@
 
 use super::basis::Basis;
 use super::{Call, Root, Waiting, access, identification, lifetimes, settings};
-use crate::authorization::{Caller, Landing, Learned, Outcome, Question, Record, Units};
+use crate::authorization::{Caller, Landing, Learned, Lifetimes, Outcome, Question, Record, Units};
 use crate::credentials::{Digest, Kind};
 use crate::host::calls::{self, Answered};
 use crate::host::clock;
@@ -102,13 +102,18 @@ impl Root {
         };
         let basis = match answer {
             AuthorizeAnswer::Known(authorization) => {
+                // What was reported since it was asked may not be in the counts; but what it says
+                // is relied on for as long as if it had come at once.
+                let asked = fetch.asked_at;
+                let late = now.monotonic.saturating_sub(asked.monotonic);
+                let ttl = lifetimes.ttl.saturating_add(late);
                 let learned = shared.applications.learn(
                     &shared.data,
                     &identity,
                     &authorization,
                     &at_work.service.metrics,
-                    now,
-                    &lifetimes,
+                    asked,
+                    &Lifetimes { ttl, ..lifetimes },
                 );
                 match learned {
                     Ok(Learned::Remembered) => Basis::Remembered,
@@ -203,7 +208,7 @@ impl Root {
         self.count(service, Counter::AuthorizeCalls);
         self.calls.insert(token, Call::Authorize(digest));
         if let Some(fetch) = self.fetches.get_mut(&digest) {
-            fetch.asked = asked;
+            (fetch.asked, fetch.asked_at) = (asked, now);
             fetch.attempt = fetch.attempt.saturating_add(1);
         }
         true

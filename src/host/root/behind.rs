@@ -39,6 +39,7 @@ impl Behind {
                 kind: identity.kind,
                 value: identity.value.to_vec(),
                 asked: identity.shown.to_asked(),
+                asked_at: now,
                 attempt: 0,
                 waiting: Vec::new(),
                 waits_until: None,

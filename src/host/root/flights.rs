@@ -212,7 +212,7 @@ impl Root {
             return;
         };
         let service = fetch.service;
-        fetch.asked = asked;
+        (fetch.asked, fetch.asked_at) = (asked, now);
         fetch.attempt = 0;
         let Some(fetch) = self.fetches.get(&digest) else {
             return;

@@ -62,6 +62,8 @@ struct Fetch {
     value: Vec<u8>,
     /// What the question shows besides the identity.
     asked: Asked,
+    /// When it was put: the answer speaks of that moment, not of when it comes.
+    asked_at: Moment,
     /// How many questions led to this one.
     attempt: u8,
     waiting: Vec<Waiting>,

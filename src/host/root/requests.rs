@@ -315,6 +315,7 @@ impl Root {
             kind: identity.kind,
             value: identity.value.to_vec(),
             asked: Asked::default(),
+            asked_at: now,
             attempt: 0,
             waiting: Vec::new(),
             waits_until: None,
@@ -408,7 +409,7 @@ impl Root {
             let denial = Denial::ApplicationKeyInvalid;
             return Err(self.refused(service, Reply::Denied(denial)));
         };
-        fetch.asked = asked;
+        (fetch.asked, fetch.asked_at) = (asked, now);
         // Envoy makes every call from the root context: others wait for the answer when
         // this stream has ended.
         let asked = self.pass_gate(digest, shared, now).and_then(|()| {

@@ -5,7 +5,7 @@ use std::slice::from_ref;
 
 use serde_json::json;
 use tollgate_fake_host::{
-    Failure, FakeEnvoy, LogLevel, Outcome, Worker, authorized, denied, error,
+    Failure, FakeEnvoy, LogLevel, Outcome, Worker, accepted, authorized, denied, error,
 };
 
 use crate::support::*;
@@ -360,6 +360,35 @@ fn whoever_was_allowed_in_unheard_is_out_once_service_management_denies_it() {
         Some(backend.answer(call, envoy.wall_ms()))
     });
     assert_eq!(get(&worker, "mallory").status(), Some(403));
+    behaved(&envoy);
+}
+
+#[test]
+fn a_late_answer_about_an_expired_record_tells_nothing_of_what_was_reported_meanwhile() {
+    let changes = json!({
+        "service_management": { "timeout": "30s" },
+        "authorization": { "ttl": "1s", "stale_if_error": "0s" },
+        "reporting": { "interval": "100ms" },
+    });
+    let (envoy, worker) = gateway(&configuration(changes));
+    let plan = || authorized().limit("hits", "day", 100, 60);
+    introduce(&envoy, &worker, "alice", plan());
+    for _ in 1..40 {
+        get(&worker, "alice").forwarded();
+    }
+    envoy.advance(seconds(2));
+    let stream = get(&worker, "alice").paused();
+    let question = worker.only_call();
+    assert!(is_question(&question), "{question:?}");
+    let asked = envoy.wall_ms();
+    worker.tick();
+    let calls = worker.calls();
+    let report = calls.iter().find(|call| is_report(call)).expect("a report");
+    worker.answer(report.token, accepted());
+    envoy.advance(seconds(7));
+    // What the backend had counted when it was asked.
+    worker.answer(question.token, plan().at(asked));
+    assert_eq!(worker.poll(stream).status(), Some(429));
     behaved(&envoy);
 }
 
