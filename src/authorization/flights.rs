@@ -135,22 +135,23 @@ impl Flights {
         milliseconds: u64,
     ) -> Joined {
         let until = now.monotonic.saturating_add(milliseconds);
-        // Nobody takes longer; a clock may be read a little later elsewhere. Others may be
-        // configured to take longer than the caller, who does not wait for all of that.
-        let longest =
+        // A clock may be read a little later elsewhere.
+        let until_at_most =
             |milliseconds: u64| now.monotonic.saturating_add(milliseconds.saturating_mul(2));
-        let (mine, anybodys) = (longest(milliseconds), longest(milliseconds.max(LONGEST)));
+        let longest = until_at_most(milliseconds);
         self.change(data, digest, |flights| {
-            let under_way =
-                |flight: &Flight| now.monotonic < flight.until && flight.until <= anybodys;
+            let is_under_way = |flight: &Flight, longest: u64| {
+                now.monotonic < flight.until && flight.until <= longest
+            };
             if let Some(flight) = flights.iter_mut().find(|flight| flight.digest == digest) {
-                if !under_way(flight) {
+                // Nobody waits for longer than it takes to ask.
+                if !is_under_way(flight, longest) {
                     flight.asker = asker;
                     flight.until = until;
                     return (true, Joined::Asks);
                 }
                 let waits = Joined::Waits {
-                    until: flight.until.min(mine),
+                    until: flight.until,
                 };
                 let Some(mailbox) = mailbox.filter(|mine| !flight.waiting.contains(mine)) else {
                     return (false, waits);
@@ -161,7 +162,9 @@ impl Flights {
                 flight.waiting.push(mailbox);
                 return (true, waits);
             }
-            flights.retain(under_way);
+            // Other questions may be of a configuration in which they take longer.
+            let longest = until_at_most(milliseconds.max(LONGEST));
+            flights.retain(|flight| is_under_way(flight, longest));
             if flights.len() >= MOST_FLIGHTS {
                 return (false, Joined::Alone);
             }
@@ -371,10 +374,13 @@ mod tests {
         flights.join(&data, digest(1), 3, Some(mailbox), at(0), slow);
         let joined = flights.join(&data, digest(2), 2, None, at(1), quick);
         assert_eq!(joined, Joined::Asks);
-        // The same question is not put twice, and not waited for too long.
-        let joined = flights.join(&data, digest(1), 2, None, at(1), quick);
-        assert_eq!(joined, Joined::Waits { until: 4_001 });
         assert_eq!(flights.land(&data, digest(1), 1), [mailbox]);
+        // The same question is put again rather than waited for so long, and then wakes all.
+        flights.join(&data, digest(1), 1, None, at(2), slow);
+        flights.join(&data, digest(1), 3, Some(mailbox), at(2), slow);
+        let joined = flights.join(&data, digest(1), 2, None, at(3), quick);
+        assert_eq!(joined, Joined::Asks);
+        assert_eq!(flights.land(&data, digest(1), 2), [mailbox]);
     }
 
     #[test]
